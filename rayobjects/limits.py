@@ -1,0 +1,112 @@
+"""Every limit of the system, with its unit and its reason. Meeting one gives a clear error.
+
+Sizes are in bytes (`_BYTES_`), times in seconds (`_S`), everything else counts. How limits depend
+on each other is asserted at the end.
+"""
+
+from __future__ import annotations
+
+KIB = 1024
+MIB = 1024 * KIB
+
+OBJECT_NAME_BYTES_MAX = 1024
+"""UTF-8 bytes of an object's name: fits a URL, an index and a log line."""
+
+KEY_BYTES_MAX = 2 * KIB
+"""UTF-8 bytes of a storage key: the same as Cloudflare's, and small beside a block."""
+
+VALUE_BYTES_MAX = 8 * MIB
+"""One stored value, encoded. A record must fit in memory many times over; larger things belong
+into an object store, with their address in the object."""
+
+RECORD_BYTES_MAX = 128 * MIB
+"""One journal record: a reply and a few dozen large values. Also what recovery believes of a
+length field: more is damage."""
+
+CALL_BYTES_MAX = 64 * MIB
+"""Encoded arguments or reply of one call."""
+
+SOCKET_MESSAGE_BYTES_MAX = 1 * MIB
+"""One WebSocket message; the server itself takes no more than 16 MiB."""
+
+SOCKETS_MAX = 32_768
+"""Open sockets of one object: Cloudflare's figure; the room's list of them is about 3 MB."""
+
+ATTACHMENT_BYTES_MAX = 16 * KIB
+"""A socket's attachment, encoded."""
+
+WAITING_CALLS_MAX = 1_000
+"""Calls that wait for one object's turn. At 1 ms a call the last one waits for a second."""
+
+CHANNEL_CALLS_MAX = 100_000
+"""Unanswered calls of one process to one host: about 50 MB of memory at 500 bytes each."""
+
+BATCH_CALLS_MAX = 4_096
+"""Calls in one batch: about 20 ms of work for a host, so that others get their turn."""
+
+BATCH_BYTES_MAX = 4 * MIB
+"""Arguments in one batch, unless a single call has more."""
+
+GROUP_RECORDS_MAX = 8_192
+"""Records that are written and synced together."""
+
+GROUP_BYTES_MAX = 16 * MIB
+"""Bytes that are written and synced together, unless a single record has more: about 50 ms."""
+
+UNSYNCED_BYTES_MAX = 256 * MIB
+"""Records that wait for the disk; a host that is further ahead refuses calls."""
+
+SEGMENT_BYTES_MAX = 64 * MIB
+"""A journal segment is closed at this size, so that folded ones can be deleted."""
+
+FOLD_RECORDS = 20_000
+"""Records in the memtable that start a fold: DuckDB takes 10,000 rows in 23 ms."""
+
+FOLD_BYTES = 32 * MIB
+"""Bytes in the memtable that start a fold."""
+
+FOLD_AFTER_S = 30.0
+"""A record is folded after this time at the latest, so that a restart has little to read."""
+
+MEMTABLE_BYTES_MAX = 512 * MIB
+"""A host whose folding falls behind by this much refuses calls until it has caught up."""
+
+FINISHED_WINDOW_S = 600.0
+"""How long the reply of a finished call is kept for a repetition of the same call id."""
+
+FINISHED_CALLS_MAX = 1_000_000
+"""Finished calls that a shard keeps; beyond, calls with an Idempotency-Key are refused until the
+oldest leave their window. About 300 MB."""
+
+LOAD_WHOLE_KEYS_MAX = 256
+"""An object with at most this many storage keys is loaded whole; a larger one key by key."""
+
+LOAD_WHOLE_BYTES_MAX = 256 * KIB
+"""The same, for the bytes of its stored values."""
+
+PAGE_KEYS_MAX = 1_000
+"""Keys, or object names, that one query brings. About 5 ms."""
+
+ACTIVATIONS_MAX = 100_000
+"""Live objects of one host (about 1 GB at 10 KB each); beyond, the longest idle one leaves."""
+
+OUTBOX_MESSAGES_MAX = 100_000
+"""Socket messages that a gateway has not acknowledged yet; beyond, calls that send are refused."""
+
+SOCKET_QUEUE_BYTES_MAX = 4 * MIB
+"""What a slow reader's socket may have waiting at its gateway; beyond, it is closed (1013)."""
+
+POLL_S = 5.0
+"""How long a standing request stays open. Short, because a gateway that has died is noticed by
+the request that does not come again."""
+
+GATEWAY_SILENT_S = 10.0
+"""A gateway that has not been heard of for this long is dead, and its sockets are closed."""
+
+CHAIN_DEPTH_MAX = 64
+"""Objects that wait for each other in one chain of calls."""
+
+assert VALUE_BYTES_MAX < CALL_BYTES_MAX < RECORD_BYTES_MAX
+assert GROUP_BYTES_MAX <= UNSYNCED_BYTES_MAX <= MEMTABLE_BYTES_MAX
+assert FOLD_BYTES < MEMTABLE_BYTES_MAX
+assert POLL_S < GATEWAY_SILENT_S < FINISHED_WINDOW_S

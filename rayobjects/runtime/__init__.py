@@ -1,0 +1,1 @@
+"""Layer 4: hosts, placement, channels and the client, on Ray."""

@@ -1,0 +1,1 @@
+"""Layer 2, the write-through storage: journal, checkpoint, recovery. Never imports Ray."""

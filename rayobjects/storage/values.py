@@ -1,0 +1,124 @@
+"""Values on disk: JSON where JSON gives back exactly the same, cloudpickle for everything else.
+
+JSON lets SQL look into the state; cloudpickle stores whatever Python can make. The choice is by
+exact type, never by equality: `True == 1`, an IntEnum equals its int and a named tuple a list of
+the same items, and none of them would come back as what it was.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from typing import Any
+
+import cloudpickle
+import msgspec
+
+from rayobjects.errors import InvalidCall
+from rayobjects.limits import VALUE_BYTES_MAX
+from rayobjects.storage.records import JSON, PICKLE
+
+_to_json = msgspec.json.Encoder().encode
+_from_json = msgspec.json.Decoder().decode
+
+_INT64_MAX = 2**63 - 1
+
+
+def is_exact_json(value: Any) -> bool:
+    """Whether JSON gives back exactly this value, types included."""
+    kind = type(value)
+    if kind is str:
+        return value.isascii() or _is_utf8(value)
+    if kind is int:
+        return -_INT64_MAX <= value <= _INT64_MAX
+    if kind is bool or value is None:
+        return True
+    if kind is float:
+        return math.isfinite(value)
+    if kind is list:
+        return all(map(is_exact_json, value))
+    if kind is dict:
+        return all(
+            type(key) is str and _is_utf8(key) and is_exact_json(item)
+            for key, item in value.items()
+        )
+    return False
+
+
+def encode_value(value: Any) -> tuple[int, bytes]:
+    """Encodes a value for the storage, as (JSON or PICKLE, bytes).
+
+    Raises:
+        InvalidCall: it cannot be pickled, or is larger than 8 MiB.
+    """
+    encoding, data = PICKLE, b""
+    try:
+        if is_exact_json(value):
+            encoding, data = JSON, _to_json(value)
+    except RecursionError:
+        pass  # too deep for JSON, or contains itself: pickle can do both
+    if encoding == PICKLE:
+        data = dump(value)
+    if len(data) > VALUE_BYTES_MAX:
+        raise InvalidCall(
+            f"a stored value has at most {VALUE_BYTES_MAX:,} bytes, this one has {len(data):,}: "
+            "split it over several keys"
+        )
+    return encoding, data
+
+
+def decode_value(encoding: int, data: bytes) -> Any:
+    """Decodes what `encode_value` made."""
+    return _from_json(data) if encoding == JSON else pickle.loads(data)
+
+
+class _PlainPickler(pickle.Pickler):
+    """Pickles plain data at C speed and gives up on the first function, class or instance: those
+    need cloudpickle, which costs 5 µs just to begin."""
+
+    def reducer_override(self, value: Any) -> Any:
+        raise _NotPlain
+
+
+class _NotPlain(Exception):
+    pass
+
+
+_SCALARS = (int, str, float, bool, bytes, type(None))
+
+
+def dump(value: Any) -> bytes:
+    """Pickles a value: plain data with the C pickler, everything else with cloudpickle.
+
+    Raises:
+        InvalidCall: it cannot be pickled; the message says what is in the way.
+    """
+    if type(value) in _SCALARS:
+        return pickle.dumps(value, protocol=5)
+    buffer = io.BytesIO()
+    try:
+        _PlainPickler(buffer, protocol=5).dump(value)
+        return buffer.getvalue()
+    except _NotPlain:
+        pass
+    except RecursionError:
+        pass
+    try:
+        return cloudpickle.dumps(value, protocol=5)
+    except Exception as error:
+        raise InvalidCall(
+            f"a {type(value).__name__} cannot be pickled ({error}): pass plain data, and keep "
+            "locks, connections and files in plain attributes that on_start makes"
+        ) from error
+
+
+load = pickle.loads
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -35,11 +35,20 @@ SOCKETS_MAX = 32_768
 ATTACHMENT_BYTES_MAX = 16 * KIB
 """A socket's attachment, encoded."""
 
+CHANGES_BYTES_MAX = 48 * MIB
+"""What one call writes and sends, encoded: with its reply it must fit into a record."""
+
+REMEMBERED_BYTES_MAX = 8 * MIB
+"""What a large object remembers of the storage's answers: one value of the largest kind."""
+
 WAITING_CALLS_MAX = 1_000
 """Calls that wait for one object's turn. At 1 ms a call the last one waits for a second."""
 
 CHANNEL_CALLS_MAX = 100_000
 """Unanswered calls of one process to one host: about 50 MB of memory at 500 bytes each."""
+
+CHANNEL_BATCHES_HELD_MAX = 64
+"""Batches of one channel that wait for an earlier one; the channel has only a few under way."""
 
 BATCH_CALLS_MAX = 4_096
 """Calls in one batch: about 20 ms of work for a host, so that others get their turn."""
@@ -96,6 +105,16 @@ OUTBOX_MESSAGES_MAX = 100_000
 SOCKET_QUEUE_BYTES_MAX = 4 * MIB
 """What a slow reader's socket may have waiting at its gateway; beyond, it is closed (1013)."""
 
+SOCKET_UNANSWERED_MAX = 64
+"""Messages of one socket that its object has not answered; beyond, the gateway reads no more from
+it, and TCP makes the client wait."""
+
+SOCKET_CLOSE_WAIT_S = 5.0
+"""How long the close frame to a socket that does not read is waited for."""
+
+IDEMPOTENCY_KEY_BYTES_MAX = 255
+"""An Idempotency-Key: room for a UUID or a hash with a prefix; it is kept with the reply."""
+
 POLL_S = 5.0
 """How long a standing request stays open. Short, because a gateway that has died is noticed by
 the request that does not come again."""
@@ -103,10 +122,16 @@ the request that does not come again."""
 GATEWAY_SILENT_S = 10.0
 """A gateway that has not been heard of for this long is dead, and its sockets are closed."""
 
+LIST_HOSTS_AT_ONCE_MAX = 16
+"""Hosts that one listing asks at the same time."""
+
 CHAIN_DEPTH_MAX = 64
 """Objects that wait for each other in one chain of calls."""
 
 assert VALUE_BYTES_MAX < CALL_BYTES_MAX < RECORD_BYTES_MAX
+assert VALUE_BYTES_MAX < CHANGES_BYTES_MAX
+assert CALL_BYTES_MAX + CHANGES_BYTES_MAX < RECORD_BYTES_MAX
+assert VALUE_BYTES_MAX <= REMEMBERED_BYTES_MAX
 assert GROUP_BYTES_MAX <= UNSYNCED_BYTES_MAX <= MEMTABLE_BYTES_MAX
 assert FOLD_BYTES < MEMTABLE_BYTES_MAX
 assert POLL_S < GATEWAY_SILENT_S < FINISHED_WINDOW_S

@@ -1,0 +1,196 @@
+"""`DurableObject`: the base class of what users write.
+
+An instance is made by the runtime only, by `create`: on first use, and again after the object has
+slept, moved or been redeployed. So `__init__` takes no arguments and makes plain attributes;
+what must last is a durable attribute or a key of `self.storage`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
+
+import msgspec
+
+from rayobjects.ids import ObjectId
+from rayobjects.objects.fields import Field
+from rayobjects.objects.sockets import Sockets, WebSocket
+from rayobjects.objects.storage_map import StorageMap
+
+if TYPE_CHECKING:
+    from rayobjects.objects.http import Request
+    from rayobjects.objects.state import State
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+HOOKS = ("on_start", "on_stop", "on_connect", "on_message", "on_close", "on_request")
+"""Methods that the runtime calls, and nobody else."""
+
+HOSTINGS = ("shared", "dedicated")
+
+_INTERNAL = "__rayobjects_internal__"
+
+_RESERVED = frozenset({"id", "storage", "sockets", *HOOKS})
+
+
+class ClassOptions(msgspec.Struct, frozen=True):
+    """What a class says about itself: `class Model(ro.DurableObject, hosting="dedicated")`.
+
+    Attributes:
+        hosting: "shared" or "dedicated"; None leaves it to the deployment's settings.
+        ray_options: options of the Ray actor that hosts its objects, for example `num_gpus`.
+    """
+
+    hosting: str | None = None
+    ray_options: dict[str, Any] = {}
+
+
+class DurableObject:
+    """The base class of durable objects.
+
+        class Counter(ro.DurableObject):
+            count: int = ro.durable(0)
+
+            def increment(self, by: int = 1) -> int:
+                self.count += by
+                return self.count
+
+    Methods are `def` or `async def`; each call takes effect as a whole or, if it raises, not at
+    all. A method whose name begins with `_` cannot be called from outside the object, one that is
+    marked `@ro.internal` not over HTTP. The methods below that begin with `on_` are called by the
+    runtime, and all may be left out.
+
+    Class options:
+        hosting: "shared" (default) or "dedicated": an actor of its own for each object.
+        ray_options: options of the Ray actor, for example `{"num_gpus": 1}`.
+    """
+
+    __slots__ = ("__weakref__", "_durable_id", "_durable_sockets", "_durable_state")
+
+    _durable_id: ObjectId
+    _durable_state: State
+    _durable_sockets: Sockets
+    _durable_options: ClassVar[ClassOptions] = ClassOptions()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__()
+        cls._durable_options = _checked_options(cls, options)
+        for name, value in vars(cls).items():
+            if isinstance(value, Field) and name in _RESERVED:
+                raise TypeError(f"{cls.__name__}.{name} is the runtime's: choose another name")
+        if "__init__" in vars(cls):
+            _check_init(cls)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        name = cls.__name__
+        raise TypeError(
+            f"{name} objects are made by the runtime: use ro.deploy({name}).get(name), or "
+            "rayobjects.testing in a unit test"
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        name = type(self).__name__
+        raise TypeError(
+            f"a {name} object cannot be pickled or copied: pass its name, or a stub "
+            f"(ro.namespace({name!r}).get(…))"
+        )
+
+    @property
+    def id(self) -> ObjectId:
+        """The object's id: `self.id.class_name`, `self.id.name`."""
+        return self._durable_id
+
+    @property
+    def storage(self) -> StorageMap:
+        """The object's own key-value storage."""
+        return self._durable_state.storage
+
+    @property
+    def sockets(self) -> Sockets:
+        """The object's open WebSockets."""
+        return self._durable_sockets
+
+    def on_start(self) -> Any:
+        """Called before the first call of each activation: make connections and caches here."""
+
+    def on_stop(self) -> Any:
+        """Called when the activation is dropped in order; not when its process dies."""
+
+    def on_connect(self, ws: WebSocket) -> Any:
+        """Called when a WebSocket opens; `ws.close(code, reason)` refuses it."""
+
+    def on_message(self, ws: WebSocket, data: Any) -> Any:
+        """Called with each message of a WebSocket: str or bytes."""
+
+    def on_close(self, ws: WebSocket, code: int, reason: str) -> Any:
+        """Called when a WebSocket was closed by the other side, or was lost (1006)."""
+
+    def on_request(self, request: Request) -> Any:
+        """Called with a raw HTTP request; returns a `ro.Response`, or what makes one."""
+
+    def __repr__(self) -> str:
+        return f"<{self._durable_id}>"
+
+
+def internal(function: F) -> F:
+    """Marks a method that cannot be called over HTTP or WebSocket; stubs may call it."""
+    setattr(function, _INTERNAL, True)
+    return function
+
+
+def is_internal(function: Callable[..., Any]) -> bool:
+    """Whether a method is marked with `internal`."""
+    return bool(getattr(function, _INTERNAL, False))
+
+
+def options_of(cls: type[DurableObject]) -> ClassOptions:
+    """The options that a class was defined with."""
+    return cls._durable_options
+
+
+def create(cls: type[DurableObject], id: ObjectId, state: State, sockets: Sockets) -> DurableObject:
+    """Makes the live instance of an object, for the runtime.
+
+    Raises:
+        Exception: whatever the class's `__init__` raises.
+    """
+    instance: DurableObject = object.__new__(cls)
+    instance._durable_id = id
+    instance._durable_state = state
+    instance._durable_sockets = sockets
+    instance.__init__()  # type: ignore[misc]
+    return instance
+
+
+def _checked_options(cls: type[DurableObject], options: dict[str, Any]) -> ClassOptions:
+    inherited = cls._durable_options
+    hosting = options.pop("hosting", inherited.hosting)
+    ray_options = options.pop("ray_options", inherited.ray_options)
+    if options:
+        raise TypeError(
+            f"{cls.__name__} has unknown class options: {', '.join(sorted(options))}; there are "
+            "hosting and ray_options"
+        )
+    if hosting is not None and hosting not in HOSTINGS:
+        raise TypeError(f"hosting of {cls.__name__} is 'shared' or 'dedicated', not {hosting!r}")
+    if not isinstance(ray_options, dict) or not all(type(key) is str for key in ray_options):
+        raise TypeError(
+            f"ray_options of {cls.__name__} is a dict of Ray actor options, for example "
+            f"{{'num_cpus': 2}}, not {ray_options!r}"
+        )
+    return ClassOptions(hosting, dict(ray_options))
+
+
+def _check_init(cls: type[DurableObject]) -> None:
+    """The runtime calls `__init__` with no arguments: says so at the definition."""
+    try:
+        inspect.signature(vars(cls)["__init__"]).bind(None)
+    except TypeError:
+        raise TypeError(
+            f"{cls.__name__}.__init__ must work without arguments: the runtime makes the object "
+            "again whenever it wakes. Pass what it needs to a method, and keep it in a durable "
+            "attribute"
+        ) from None
+    except ValueError:  # no signature to be had, for example of a C function
+        pass

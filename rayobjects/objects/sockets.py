@@ -1,0 +1,481 @@
+"""The object's WebSockets, as its methods see them.
+
+A socket itself lives in its gateway; the object knows its id, its gateway and what it attached to
+it. Whatever a call does to its sockets collects here and leaves with the call's record, or not at
+all:
+
+    ws.send, broadcast    a `Send` for the gateway; a broadcast is one for each gateway
+    ws.close              a `Send` of kind CLOSE, and the socket is gone from `self.sockets`
+    ws.attachment = …     a `SocketChange`, as are opening and closing
+
+An object may die between any two steps: what is committed is in the journal until the gateways
+have acknowledged it, what is not has never happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+from rayobjects.errors import InvalidCall, Overloaded
+from rayobjects.limits import ATTACHMENT_BYTES_MAX, SOCKET_MESSAGE_BYTES_MAX, SOCKETS_MAX
+from rayobjects.messages import BINARY, CLOSE, TEXT, Send
+from rayobjects.objects.fields import Entry, is_immutable
+from rayobjects.storage.records import DELETED, SocketChange
+from rayobjects.storage.values import decode_value, encode_value
+
+if TYPE_CHECKING:
+    from rayobjects.objects.state import State
+
+_NONE: Entry = (DELETED, b"")
+_OBJECT_GONE = 1001
+
+_REASON_BYTES_MAX = 123
+"""RFC 6455: a control frame carries 125 bytes, two of them are the code."""
+
+
+class WebSocket:
+    """A client's WebSocket. Handed out by the runtime; the same one within an activation.
+
+    Attributes:
+        id: the socket's id, made by its gateway.
+        refused: (code, reason) if `on_connect` closed it: the client is not let in.
+    """
+
+    __slots__ = ("_headers", "_query", "_sockets", "gateway", "id", "refused")
+
+    def __init__(self, sockets: Sockets, id: str, gateway: str) -> None:
+        self._sockets = sockets
+        self._query: dict[str, str] | None = None
+        self._headers: dict[str, str] | None = None
+        self.id = id
+        self.gateway = gateway
+        self.refused: tuple[int, str] | None = None
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The parameters of the opening request's address; only in `on_connect`."""
+        return _of_opening(self._query, "query")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The opening request's headers, names in lower case; only in `on_connect`."""
+        return _of_opening(self._headers, "headers")
+
+    @property
+    def attachment(self) -> Any:
+        """What the object attached to this socket, None if nothing; survives sleep and restarts.
+
+        At most 16 KiB, encoded. Changes inside a list or dict are noticed when the call ends.
+        """
+        return self._sockets._attachment(self.id)
+
+    @attachment.setter
+    def attachment(self, value: Any) -> None:
+        self._sockets._attach(self.id, value)
+
+    def send(self, data: str | bytes) -> None:
+        """Sends a message when the call has committed; to a socket that is closed, nothing.
+
+        Raises:
+            TypeError: it is neither text nor bytes.
+            InvalidCall: it has more than 1 MiB.
+        """
+        kind, encoded = _message(data)
+        self._sockets._send(self, Send(self.gateway, kind, encoded, 0, (self.id,)))
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Closes the socket when the call has committed. `on_close` is not called for it. In
+        `on_connect` it refuses the client.
+
+        Raises:
+            ValueError: the code is none that may be sent, or the reason has over 123 bytes.
+        """
+        if type(code) is not int or not (code in _CODES or 3000 <= code <= 4999):
+            raise ValueError(f"{code!r} is no close code: use 1000, or 4000 to 4999 for your own")
+        encoded = reason.encode()
+        if len(encoded) > _REASON_BYTES_MAX:
+            raise ValueError(
+                f"a close reason has at most {_REASON_BYTES_MAX} bytes of UTF-8, this one has "
+                f"{len(encoded)}"
+            )
+        self._sockets._close(self, code, encoded)
+
+    def __repr__(self) -> str:
+        return f"<WebSocket {self.id}>"
+
+
+_CODES = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015)})
+
+
+class Sockets:
+    """`self.sockets`: the object's open sockets, in the order in which they were opened.
+
+    Attributes:
+        touched: the running call did something here that `commit` or `rollback` must end.
+    """
+
+    __slots__ = (
+        "_baselines",
+        "_changed",
+        "_gateways",
+        "_handles",
+        "_live",
+        "_open",
+        "_opened",
+        "_prepared",
+        "_read",
+        "_sends",
+        "_state",
+        "touched",
+    )
+
+    def __init__(self, state: State, loaded: Sequence[SocketChange] = ()) -> None:
+        state.sockets = self  # its calls' ends are those of the state
+        self._state = state
+        self.touched = False
+        self._open = {change.socket: change for change in loaded if change.open}
+        """As the running call sees them."""
+        self._gateways: dict[str, int] | None = None
+        """How many of the open sockets each gateway holds; counted when first needed."""
+        self._handles: dict[str, WebSocket] = {}
+        self._live: dict[str, Any] = {}
+        """Attachments, decoded."""
+        self._baselines: dict[str, Entry] = {}
+        self._changed: dict[str, SocketChange | None] = {}
+        """Sockets that the call changed → what they were before, None if they were not there."""
+        self._opened: dict[str, WebSocket] = {}
+        """Sockets that the call opened."""
+        self._read: dict[str, bool] = {}
+        """Sockets whose attachment the call assigned (True) or read and may have changed."""
+        self._sends: list[Send] = []
+        self._prepared: dict[str, SocketChange] | None = None
+
+    # For methods.
+
+    def __iter__(self) -> Iterator[WebSocket]:
+        for id in list(self._open):
+            if id in self._open:
+                yield self._handle(id)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __contains__(self, socket: object) -> bool:
+        return (socket.id if isinstance(socket, WebSocket) else socket) in self._open
+
+    def get(self, socket_id: str) -> WebSocket | None:
+        """The open socket with this id, or None."""
+        return self._handle(socket_id) if socket_id in self._open else None
+
+    def broadcast(
+        self,
+        data: str | bytes,
+        *,
+        exclude: WebSocket | str | Iterable[WebSocket | str] | None = None,
+    ) -> None:
+        """Sends a message to all open sockets when the call has committed. It crosses to each
+        gateway once.
+
+        Args:
+            data: text or bytes, at most 1 MiB.
+            exclude: a socket, a socket's id, or several, that do not get it.
+
+        Raises:
+            TypeError: the data is neither text nor bytes.
+            InvalidCall: it has more than 1 MiB.
+        """
+        kind, encoded = _message(data)
+        self._state.check_running()
+        if not self._open:
+            return
+        excluded: dict[str, list[str]] = {}
+        for id in _ids(exclude):
+            change = self._open.get(id)
+            if change is not None and id not in excluded.get(change.gateway, ()):
+                excluded.setdefault(change.gateway, []).append(id)
+        for gateway, count in self._counts().items():
+            without = excluded.get(gateway, ())
+            if count > len(without):
+                self._sends.append(Send(gateway, kind, encoded, 0, None, tuple(without)))
+                self.touched = True
+
+    def __repr__(self) -> str:
+        return f"<{len(self._open)} sockets>"
+
+    # For the runtime, inside of a call.
+
+    def opened(
+        self,
+        socket_id: str,
+        gateway: str,
+        query: str = "",
+        headers: Iterable[tuple[str, str]] = (),
+    ) -> WebSocket:
+        """A client connects: adds its socket, for `on_connect`.
+
+        Args:
+            query: the query string of the opening request.
+            headers: its headers.
+
+        Raises:
+            Overloaded: the object has 32,768 open sockets.
+        """
+        if len(self._open) >= SOCKETS_MAX:
+            raise Overloaded(
+                f"an object has at most {SOCKETS_MAX:,} open sockets: spread the clients over "
+                "several objects"
+            )
+        self.touched = True
+        self._remember(socket_id)
+        self._put(socket_id, SocketChange(socket_id, gateway))
+        socket = self._handle(socket_id)
+        socket._query = dict(parse_qsl(query, keep_blank_values=True))
+        socket._headers = {}
+        for name, value in headers:
+            name = name.lower()
+            seen = socket._headers.get(name)
+            socket._headers[name] = value if seen is None else f"{seen}, {value}"
+        self._opened[socket_id] = socket
+        return socket
+
+    def closed(self, socket_id: str) -> WebSocket | None:
+        """A client is gone: takes its socket away, for `on_close`.
+
+        Returns:
+            The socket, or None if the object does not have it (any more): then there is nothing
+            to tell it.
+        """
+        if socket_id not in self._open:
+            return None
+        socket = self._handle(socket_id)
+        self._attachment(socket_id)  # on_close may want to see it
+        self.touched = True
+        self._remember(socket_id)
+        self._put(socket_id, None)
+        return socket
+
+    # For the state: the end of the call.
+
+    def changes(self) -> tuple[list[SocketChange], list[Send], int]:
+        """What the call did: changed sockets, messages, and the bytes of both.
+
+        Raises:
+            InvalidCall: an attachment is too large or cannot be pickled.
+        """
+        if not self.touched:
+            return [], [], 0
+        changed: dict[str, SocketChange] = {}
+        size = 0
+        for id, before in self._changed.items():
+            now = self._open.get(id)
+            if now is not None:
+                changed[id] = now
+            elif before is not None:
+                changed[id] = SocketChange(id, before.gateway, False)
+        for id, assigned in self._read.items():
+            now = self._open.get(id)
+            if now is None:
+                continue
+            entry = self._encoded(id)
+            before_entry = (now.attachment_encoding, now.attachment)
+            if entry == (before_entry if assigned else self._baselines.get(id, before_entry)):
+                continue
+            changed[id] = SocketChange(id, now.gateway, True, now.tags, *entry)
+            size += len(entry[1])
+        sends = self._sends
+        if self._opened:
+            refused = {id for id, socket in self._opened.items() if socket.refused is not None}
+            if refused:
+                sends = [s for s in sends if s.sockets is None or s.sockets[0] not in refused]
+        size += sum(len(send.data) for send in sends)
+        self._prepared = changed
+        return list(changed.values()), list(sends), size
+
+    def commit(self) -> None:
+        """The call has committed."""
+        prepared = self._prepared or {}
+        for id, change in prepared.items():
+            if change.open:
+                self._open[id] = change
+            else:
+                self._handles.pop(id, None)
+        for id, assigned in self._read.items():
+            if assigned or id in prepared or id not in self._open:
+                # As with attributes: what was stored or changed is decoded afresh next time.
+                self._live.pop(id, None)
+                self._baselines.pop(id, None)
+        for id in self._changed:
+            if id not in self._open:
+                self._handles.pop(id, None)
+                self._live.pop(id, None)
+                self._baselines.pop(id, None)
+        self._end()
+
+    def rollback(self) -> None:
+        """The call has not happened."""
+        for id, before in self._changed.items():
+            if before is None:
+                self._handles.pop(id, None)
+            if before is not self._open.get(id):
+                self._put(id, before)
+        for id in (*self._changed, *self._read):
+            self._live.pop(id, None)
+            self._baselines.pop(id, None)
+        self._end()
+
+    def closing(self) -> list[Send]:
+        """The messages that close all sockets, for an object that is deleted."""
+        reason = b"the object was deleted"
+        return [Send(gateway, CLOSE, reason, _OBJECT_GONE) for gateway in self._counts()]
+
+    def forget(self) -> None:
+        """The object was deleted: there are no sockets any more."""
+        self._end()
+        self._open.clear()
+        self._gateways = None
+        self._handles.clear()
+        self._live.clear()
+        self._baselines.clear()
+
+    # Inside.
+
+    def _end(self) -> None:
+        for socket in self._opened.values():
+            socket._query = socket._headers = None
+        self._changed.clear()
+        self._opened.clear()
+        self._read.clear()
+        self._sends = []
+        self._prepared = None
+        self.touched = False
+
+    def _handle(self, id: str) -> WebSocket:
+        socket = self._handles.get(id)
+        if socket is None:
+            socket = self._handles[id] = WebSocket(self, id, self._open[id].gateway)
+        return socket
+
+    def _remember(self, id: str) -> None:
+        if id not in self._changed:
+            self._changed[id] = self._open.get(id)
+
+    def _put(self, id: str, change: SocketChange | None) -> None:
+        """Sets what the running call sees of a socket, None for gone."""
+        before = self._open.get(id)
+        if self._gateways is not None:
+            for part, step in ((before, -1), (change, 1)):
+                if part is not None:
+                    count = self._gateways.get(part.gateway, 0) + step
+                    self._gateways[part.gateway] = count
+                    if count == 0:
+                        del self._gateways[part.gateway]
+        if change is None:
+            self._open.pop(id, None)
+        else:
+            self._open[id] = change
+
+    def _counts(self) -> dict[str, int]:
+        if self._gateways is None:
+            self._gateways = {}
+            for change in self._open.values():
+                self._gateways[change.gateway] = self._gateways.get(change.gateway, 0) + 1
+        return self._gateways
+
+    def _send(self, socket: WebSocket, send: Send) -> None:
+        self._state.check_running()
+        if socket.id in self._open:
+            self._sends.append(send)
+            self.touched = True
+
+    def _close(self, socket: WebSocket, code: int, reason: bytes) -> None:
+        self._state.check_running()
+        if socket.id not in self._open:
+            return
+        if socket.id in self._opened:
+            socket.refused = (code, reason.decode())
+        else:
+            self._sends.append(Send(socket.gateway, CLOSE, reason, code, (socket.id,)))
+        self.touched = True
+        self._remember(socket.id)
+        self._put(socket.id, None)
+
+    def _attachment(self, id: str) -> Any:
+        if id in self._live:
+            value = self._live[id]
+            if id not in self._read and not is_immutable(value):
+                self._read[id] = False
+                self.touched = True
+            return value
+        change = self._open.get(id)
+        if change is None or change.attachment_encoding == DELETED:
+            return None
+        value = decode_value(change.attachment_encoding, change.attachment)
+        self._live[id] = value
+        if not is_immutable(value):
+            self._baselines[id] = encode_value(value)
+            self._read[id] = False
+            self.touched = True
+        return value
+
+    def _attach(self, id: str, value: Any) -> None:
+        self._state.check_running()
+        if id not in self._open:
+            return
+        self._live[id] = value
+        self._read[id] = True
+        self.touched = True
+
+    def _encoded(self, id: str) -> Entry:
+        value = self._live[id]
+        if value is None:
+            return _NONE
+        try:
+            entry = encode_value(value)
+        except InvalidCall as error:
+            raise InvalidCall(f"the attachment of a socket cannot be stored: {error}") from error
+        if len(entry[1]) > ATTACHMENT_BYTES_MAX:
+            raise InvalidCall(
+                f"a socket's attachment has at most {ATTACHMENT_BYTES_MAX:,} bytes, this one has "
+                f"{len(entry[1]):,}: keep the rest in self.storage, under a key of the socket"
+            )
+        return entry
+
+
+def _message(data: str | bytes) -> tuple[int, bytes]:
+    if isinstance(data, str):
+        try:
+            kind, encoded = TEXT, data.encode()
+        except UnicodeEncodeError:
+            raise InvalidCall(
+                "a text message must be UTF-8: remove the lone surrogates, or send bytes"
+            ) from None
+    elif isinstance(data, bytes | bytearray | memoryview):
+        kind, encoded = BINARY, bytes(data)
+    else:
+        raise TypeError(
+            f"a socket takes str or bytes, not {type(data).__name__}: send json.dumps(…)"
+        )
+    if len(encoded) > SOCKET_MESSAGE_BYTES_MAX:
+        raise InvalidCall(
+            f"a WebSocket message has at most {SOCKET_MESSAGE_BYTES_MAX:,} bytes, this one has "
+            f"{len(encoded):,}: split it"
+        )
+    return kind, encoded
+
+
+def _ids(exclude: WebSocket | str | Iterable[WebSocket | str] | None) -> list[str]:
+    if exclude is None:
+        return []
+    if isinstance(exclude, WebSocket | str):
+        exclude = (exclude,)
+    return [socket.id if isinstance(socket, WebSocket) else socket for socket in exclude]
+
+
+def _of_opening(values: dict[str, str] | None, name: str) -> dict[str, str]:
+    if values is None:
+        raise RuntimeError(
+            f"ws.{name} is there in on_connect only: keep what you need of it in ws.attachment"
+        )
+    return values

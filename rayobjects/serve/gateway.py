@@ -1,0 +1,342 @@
+"""The gateway: one ASGI application that puts every deployed class behind HTTP and WebSocket.
+
+    POST /objects/{class}/{name}/{method}      calls a method, JSON in and out
+    GET  /objects/{class}/{name}   + upgrade   a WebSocket to the object (`serve.sockets`)
+    ANY  /objects/{class}/{name}/fetch/{path}  the raw request to `on_request` (`serve.requests`)
+    GET  /objects/{class}?prefix=&after=       the names of the class's objects, in pages
+    GET  /docs, /openapi.json, /               `serve.docs`
+    anything else                              the user's pages, then the user's own app
+
+It is stateless but for the sockets that it holds. The call route is the hot path, and is no more
+than: split the path, read the body, hand the bytes to the router, write the reply's bytes. The
+arguments are checked by the host that has the class, so nothing is parsed here; a web framework's
+routing and models would cost several times what the call itself does here.
+
+A client that goes away does not cancel its call: the call has been sent, and what it does to the
+object must not hang on somebody's connection. When this process dies, calls under way are lost to
+their clients, who ask again with the same Idempotency-Key; sockets break and reconnect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+
+from rayobjects.errors import InvalidCall, RayObjectsError, info_from_wire
+from rayobjects.limits import IDEMPOTENCY_KEY_BYTES_MAX, PAGE_KEYS_MAX
+from rayobjects.messages import JSON, OK, Reply
+from rayobjects.serve.docs import Docs
+from rayobjects.serve.links import Router
+from rayobjects.serve.paths import PREFIX, Target, parse_target
+from rayobjects.serve.problems import (
+    Headers,
+    problem_of_error,
+    problem_of_info,
+    problem_of_status,
+)
+from rayobjects.serve.requests import Request, forward, read_body
+from rayobjects.serve.sockets import SocketTable
+
+logger = logging.getLogger("rayobjects.gateway")
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+Answer = tuple[int, Headers, bytes]
+
+PAGE_NAMES = 100
+"""Names on a page of a listing unless `limit` asks for another number."""
+
+_LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Gateway:
+    """The ASGI application.
+
+    Args:
+        router: the way to the objects; its `on_push` is set here.
+        pages: static pages by path: content type and body, served from memory.
+        app: an ASGI application of the user's, for every path that is not ours.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        *,
+        pages: Mapping[str, tuple[str, bytes]] | None = None,
+        app: Application | None = None,
+    ) -> None:
+        self._router = router
+        self._pages = dict(pages or {})
+        self._app = app
+        self._docs = Docs(router)
+        self._sockets = SocketTable(router)
+        router.on_push = self._sockets.push
+
+    @property
+    def routes(self) -> list[Any]:
+        """None by name: Serve asks an app for its routes to label its metrics."""
+        return []
+
+    @property
+    def router(self) -> Gateway:
+        return self
+
+    redirect_slashes = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._lifespan(scope, receive, send)
+            return
+        raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+        if kind == "websocket":
+            await self._socket(raw_path, scope, receive, send)
+        elif raw_path.startswith(PREFIX):
+            try:
+                answer = await self._object(raw_path, scope, receive)
+            except RayObjectsError as error:
+                answer = problem_of_error(error)
+            if answer is not None:
+                await _respond(send, answer)
+        else:
+            await self._other(raw_path, scope, receive, send)
+
+    # ---- objects -------------------------------------------------------------------------------
+
+    async def _object(self, raw_path: bytes, scope: Scope, receive: Receive) -> Answer | None:
+        target = parse_target(raw_path)
+        request = Request.of(scope)
+        if not _may_come_from(request.origin, request.host):
+            raise InvalidCall(
+                f"a page of {request.origin!r} may not use the objects of {request.host!r}: serve "
+                "the page from the same address",
+                status=403,
+            )
+        verb = scope["method"]
+        if target.path is not None:
+            return await forward(self._router, target, request, scope, receive)
+        if target.method is not None:
+            if verb != "POST":
+                return _method_not_allowed("a method is called with POST", b"POST")
+            return await self._call(target, request, receive)
+        if verb not in ("GET", "HEAD"):
+            return _method_not_allowed("this address is read with GET", b"GET")
+        if target.name is None:
+            return await self._list(target.class_name, scope["query_string"])
+        status, headers, body = problem_of_status(
+            426,
+            f"{target.class_name}/{target.name} is an object: open a WebSocket to this address, or "
+            "POST to a method of the object: see /docs",
+        )
+        return status, [*headers, (b"upgrade", b"websocket")], body
+
+    async def _call(self, target: Target, request: Request, receive: Receive) -> Answer:
+        method = target.method or ""
+        if not method or method[0] == "_":
+            raise InvalidCall(
+                f"{target.class_name} has no method {method!r} that can be called: see /docs",
+                status=404,
+            )
+        call_id = _call_id(request.idempotency_key)
+        body = await read_body(receive, request.content_length)
+        if body and not _may_be_json(request.content_type):
+            raise InvalidCall(
+                f"the body's content type is {request.content_type.decode('latin-1')!r}: send the "
+                "arguments as a JSON object, with Content-Type: application/json",
+                status=415,
+            )
+        future = self._router.call(
+            target.class_name, target.name or "", method, JSON, body, id=call_id
+        )
+        reply: Reply = await asyncio.shield(future)
+        if reply.status == OK:
+            body = reply.body
+            return (
+                200,
+                [
+                    (b"content-type", b"application/json"),
+                    (b"content-length", b"%d" % len(body)),
+                ],
+                body,
+            )
+        return _failed(reply)
+
+    async def _list(self, class_name: str, query: bytes) -> Answer:
+        prefix, after, limit = _page(query)
+        classes = await self._router.catalog()
+        if class_name not in classes:
+            raise InvalidCall(f"no class {class_name!r} is deployed: {_known(classes)}", status=404)
+        names = await self._router.list_objects(class_name, prefix, after, limit)
+        following = names[-1] if len(names) == limit else None
+        return _json({"names": names, "next": following})
+
+    async def _socket(self, raw_path: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        if not raw_path.startswith(PREFIX):
+            if self._app is not None:
+                await self._app(scope, receive, send)
+                return
+            await receive()
+            await _refuse(scope, send, problem_of_status(404, f"nothing is at {scope['path']}"))
+            return
+        try:
+            target = parse_target(raw_path)
+            if target.name is None or target.method is not None or target.path is not None:
+                raise InvalidCall("a WebSocket is opened at /objects/CLASS/NAME", status=404)
+            request = Request.of(scope)
+            if not _may_come_from(request.origin, request.host):
+                raise InvalidCall(
+                    f"a page of {request.origin!r} may not open sockets of {request.host!r}: "
+                    "serve the page from the same address",
+                    status=403,
+                )
+        except InvalidCall as error:
+            await receive()
+            await _refuse(scope, send, problem_of_error(error))
+            return
+        refusal = await self._sockets.serve(target.class_name, target.name, scope, receive, send)
+        if refusal is not None:
+            await _refuse(scope, send, refusal)
+
+    # ---- everything else -----------------------------------------------------------------------
+
+    async def _other(self, raw_path: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        verb: str = scope["method"]
+        page = self._pages.get(path)
+        if page is not None and verb in ("GET", "HEAD"):
+            await _respond(send, _page_answer(page))
+            return
+        try:
+            answer = await self._docs.answer(path, index=self._app is None)
+        except RayObjectsError as error:
+            answer = problem_of_error(error)
+        if answer is not None:
+            if verb not in ("GET", "HEAD"):
+                answer = _method_not_allowed("this address is read with GET", b"GET")
+            await _respond(send, answer)
+        elif self._app is not None:
+            await self._app(scope, receive, send)
+        else:
+            await _respond(send, problem_of_status(404, f"nothing is at {path}: see /docs"))
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._app is not None:
+            await self._app(scope, receive, send)
+            return
+        while True:
+            message = await receive()
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+
+
+def _failed(reply: Reply) -> Answer:
+    info = info_from_wire(reply.body)
+    if info.traceback:
+        logger.error("%s\n%s", info.message, info.traceback)
+    return problem_of_info(info)
+
+
+def _json(value: Any) -> Answer:
+    body = msgspec.json.encode(value)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    return 200, headers, body
+
+
+def _page_answer(page: tuple[str, bytes]) -> Answer:
+    content_type, body = page
+    headers = [
+        (b"content-type", content_type.encode("latin-1")),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-cache"),
+    ]
+    return 200, headers, body
+
+
+async def _respond(send: Send, answer: Answer) -> None:
+    status, headers, body = answer
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _refuse(scope: Scope, send: Send, answer: Answer) -> None:
+    """Refuses a WebSocket: with the problem where the server can, else with its plain 403."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    status, headers, body = answer
+    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})
+
+
+def _method_not_allowed(detail: str, allow: bytes) -> Answer:
+    status, headers, body = problem_of_status(405, detail)
+    return status, [*headers, (b"allow", allow)], body
+
+
+def _may_come_from(origin: str, host: str) -> bool:
+    """Whether a page of that origin may use the gateway.
+
+    Every page that a browser has open can reach the loopback interface, and send a POST or open a
+    WebSocket without asking first. So an origin must be the address that was asked, or another
+    server on this machine; programs other than browsers send none.
+    """
+    if not origin:
+        return True
+    try:
+        parts = urlsplit(origin)
+        return parts.netloc == host or parts.hostname in _LOOPBACK_HOSTS
+    except ValueError:
+        return False
+
+
+def _may_be_json(content_type: bytes) -> bool:
+    """A page's `fetch` calls a string text/plain, and many programs name no type at all."""
+    media_type = content_type.split(b";", 1)[0].strip().lower()
+    return media_type in (
+        b"",
+        b"application/json",
+        b"text/plain",
+        b"text/json",
+    ) or media_type.endswith(b"+json")
+
+
+def _call_id(key: bytes) -> str:
+    if not key:
+        return ""
+    if len(key) > IDEMPOTENCY_KEY_BYTES_MAX or not all(0x20 <= byte < 0x7F for byte in key):
+        raise InvalidCall(
+            f"an Idempotency-Key is 1 to {IDEMPOTENCY_KEY_BYTES_MAX} printable ASCII characters: "
+            "use a UUID"
+        )
+    return f"key:{key.decode('ascii')}"
+
+
+def _page(query: bytes) -> tuple[str, str, int]:
+    """`prefix`, `after` and `limit` of a listing's query string."""
+    try:
+        fields = parse_qs(query.decode("ascii"), keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError:
+        raise InvalidCall("the query is not UTF-8: percent-encode its UTF-8 bytes") from None
+    limit_text = fields.get("limit", [str(PAGE_NAMES)])[-1]
+    if not (limit_text.isascii() and limit_text.isdigit() and len(limit_text) < 10):
+        raise InvalidCall(
+            f"limit is a number from 1 to {PAGE_KEYS_MAX}, not {limit_text!r}",
+            details={"errors": [{"field": "limit", "message": "not a number"}]},
+        )
+    limit = min(max(int(limit_text), 1), PAGE_KEYS_MAX)
+    return fields.get("prefix", [""])[-1], fields.get("after", [""])[-1], limit
+
+
+def _known(classes: Mapping[str, object]) -> str:
+    if not classes:
+        return "deploy it with ro.deploy(…)"
+    return f"deployed are {', '.join(sorted(classes))}"

@@ -294,8 +294,7 @@ class Socket:
 
     def _closed(self, future: asyncio.Future[Reply]) -> None:
         """The router forgets the socket only now: until the object has taken `on_close`, a new
-        session must still count the socket as open, or the host would close it with a code of its
-        own."""
+        session must still count it as open, or the host would close it with a code of its own."""
         self._router.socket_closed(self._class_name, self._name, self.id)
         if future.cancelled() or future.exception() is not None:
             return

@@ -1,0 +1,178 @@
+"""Starting and stopping the gateway on Ray Serve.
+
+Ray must have been started with `serve.haproxy.environment`; without it Serve's own proxy answers,
+several times slower. The gateway listens on loopback only: it has no authentication yet, so whoever
+reaches it may call every object. Behind a loopback address only the head node's replicas can be
+reached, so that is where they run.
+
+A replica that dies is started again by Serve; its sockets break. `start_gateway` on a gateway that
+runs replaces its replicas one after another.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import cloudpickle
+import ray
+from ray import serve
+from ray.serve.config import HTTPOptions, ProxyLocation
+
+from rayobjects.errors import InvalidCall, Unavailable
+from rayobjects.serve.gateway import Application, Gateway
+from rayobjects.serve.links import Router
+from rayobjects.serve.pages import load_pages
+
+APPLICATION = "rayobjects"
+"""The name of the Serve application."""
+
+ONGOING_MAX = 100_000
+"""Requests and sockets of one replica; each socket is a request to Serve. HAProxy's limit of
+connections comes first."""
+
+KEEP_ALIVE_S = 75
+"""How long the replica keeps an idle connection. Longer than HAProxy, which gives them up after
+5 s: the other way round HAProxy would send a request on a connection that is being closed."""
+
+SHUTDOWN_S = 10.0
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+Connect = Callable[[], Awaitable[Router]]
+
+
+def start_gateway(
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    replicas: int = 1,
+    pages: Mapping[str, Any] | None = None,
+    app: Application | None = None,
+    connect: Connect | None = None,
+) -> None:
+    """Starts the gateway on the cluster that this process is attached to, and returns when it
+    answers.
+
+    Args:
+        host: a loopback address.
+        port: of HTTP and WebSocket.
+        replicas: processes; 1 serves about 6,000 requests/s.
+        pages: static pages by path: a file's path, or content type and body.
+        app: an ASGI application for every path that is not the gateway's; goes there by value.
+        connect: makes the router in the replica; the cluster's own unless given.
+
+    Raises:
+        InvalidCall: the address is not loopback, the port is in use, a page cannot be read or the
+            app cannot be pickled.
+        Unavailable: Serve could not start the gateway.
+    """
+    if host not in _LOOPBACK:
+        raise InvalidCall(
+            f"the gateway has no authentication yet, so it listens on loopback only, not on "
+            f"{host}: use 127.0.0.1, and a proxy that authenticates in front of it"
+        )
+    loaded = load_pages(pages or {})
+    _check_port(host, port)
+    deployment = serve.deployment(
+        _replica_class(),
+        name="gateway",
+        num_replicas=replicas,
+        max_ongoing_requests=ONGOING_MAX,
+        ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.0001}},
+        graceful_shutdown_timeout_s=SHUTDOWN_S,
+        graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=2,
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )
+    try:
+        serve.start(
+            proxy_location=ProxyLocation.HeadOnly,
+            http_options=HTTPOptions(
+                host=host, port=port, request_timeout_s=None, keep_alive_timeout_s=KEEP_ALIVE_S
+            ),
+            logging_config={"enable_access_log": False, "log_level": "WARNING"},
+        )
+        bound = deployment.bind(loaded, _by_value(app), _by_value(connect))
+        serve.run(bound, name=APPLICATION, route_prefix="/", logging_config=None)
+    except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
+        raise Unavailable(
+            f"Ray Serve could not start the gateway: {error}; its log is in Ray's session "
+            "directory under logs/serve"
+        ) from error
+
+
+def stop_gateway() -> None:
+    """Stops Serve on this cluster, and the gateway with it. Open sockets are closed with 1012."""
+    serve.shutdown()
+
+
+def _check_port(host: str, port: int) -> None:
+    """HAProxy would fail a minute later, with a message that does not name the port."""
+    if _is_serving(port):
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                what = f"port {port} is in use: stop the program that has it, or choose another"
+            else:
+                what = f"port {port} cannot be used ({error.strerror}): choose another"
+            raise InvalidCall(what) from None
+
+
+def _is_serving(port: int) -> bool:
+    """Whether it is this cluster's own gateway that has the port."""
+    try:
+        details = serve.status()
+    except Exception:  # no Serve on this cluster
+        return False
+    return APPLICATION in details.applications
+
+
+def _by_value(value: Any) -> bytes:
+    """Pickles what the user's module made, so that the replica need not import the module."""
+    if value is None:
+        return b""
+    try:
+        pickled: bytes = cloudpickle.dumps(value)
+        return pickled
+    except Exception as error:
+        raise InvalidCall(
+            f"{value!r} cannot be sent to the gateway's processes: {error}; make what it holds "
+            "inside its functions"
+        ) from error
+
+
+async def _cluster_router() -> Router:
+    from rayobjects.runtime.router import connect
+
+    router: Router = await connect()
+    return router
+
+
+def _replica_class() -> Any:
+    """The deployment's class. Made here so that Serve's decorator does its work at a start, not at
+    every import of this module."""
+
+    @serve.ingress()
+    class Replica:
+        def __init__(self, pages: dict[str, tuple[str, bytes]], app: bytes, connect: bytes) -> None:
+            self._pages = pages
+            self._app = cloudpickle.loads(app) if app else None
+            self._connect: Connect = cloudpickle.loads(connect) if connect else _cluster_router
+
+        async def __serve_build_asgi_app__(self) -> Gateway:
+            self._router = await self._connect()
+            return Gateway(self._router, pages=self._pages, app=self._app)
+
+        async def __del__(self) -> None:
+            if hasattr(self, "_router"):
+                await self._router.close()
+
+    return Replica

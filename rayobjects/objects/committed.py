@@ -207,10 +207,10 @@ class Committed:
             page = self._ledger.scan(
                 self._id, prefix=prefix, start=start, end=end, limit=size, reverse=reverse
             )
-            page_bytes = 0
+            page_bytes = sum(len(data) for _, _, data in page)
+            remembered = self._make_room(len(page), page_bytes)
             for key, encoding, data in page:
-                page_bytes += len(data)
-                self._remember(key, (encoding, data))
+                remembered[key] = (encoding, data)
             for key, _, _ in page:
                 yield key
             if len(page) < size:
@@ -238,16 +238,21 @@ class Committed:
         self._item_bytes += len(data) - (len(before[1]) if before is not None else 0)
 
     def _remember(self, key: str, entry: Entry | None) -> None:
-        if self._remembered is None:
-            self._remembered = {}
-        self._remembered_bytes += len(entry[1]) if entry is not None else 0
+        size = len(entry[1]) if entry is not None else 0
+        self._make_room(1, size)[key] = entry
+
+    def _make_room(self, count: int, size: int) -> dict[str, Entry | None]:
+        """Room for what is about to be remembered; a page stays together."""
+        remembered = self._remembered
         if (
-            len(self._remembered) >= 2 * PAGE_KEYS_MAX
-            or self._remembered_bytes > REMEMBERED_BYTES_MAX
+            remembered is None
+            or len(remembered) + count > 2 * PAGE_KEYS_MAX
+            or self._remembered_bytes + size > REMEMBERED_BYTES_MAX
         ):
-            self._remembered.clear()
-            self._remembered_bytes = len(entry[1]) if entry is not None else 0
-        self._remembered[key] = entry
+            remembered = self._remembered = {}
+            self._remembered_bytes = 0
+        self._remembered_bytes += size
+        return remembered
 
     def _forget(self) -> None:
         self._remembered = None

@@ -31,7 +31,7 @@ HOSTINGS = ("shared", "dedicated")
 
 _INTERNAL = "__rayobjects_internal__"
 
-_RESERVED = frozenset({"id", "storage", "sockets", *HOOKS})
+_RESERVED = frozenset({"id", "storage", "sockets"})
 
 
 class ClassOptions(msgspec.Struct, frozen=True):
@@ -77,7 +77,7 @@ class DurableObject:
         super().__init_subclass__()
         cls._durable_options = _checked_options(cls, options)
         for name, value in vars(cls).items():
-            if isinstance(value, Field) and name in _RESERVED:
+            if name in _RESERVED or (isinstance(value, Field) and name in HOOKS):
                 raise TypeError(f"{cls.__name__}.{name} is the runtime's: choose another name")
         if "__init__" in vars(cls):
             _check_init(cls)

@@ -7,10 +7,13 @@ the same items, and none of them would come back as what it was.
 
 from __future__ import annotations
 
+import importlib
 import io
 import math
 import pickle
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import cloudpickle
 import msgspec
@@ -29,7 +32,7 @@ def is_exact_json(value: Any) -> bool:
     """Whether JSON gives back exactly this value, types included."""
     kind = type(value)
     if kind is str:
-        return value.isascii() or _is_utf8(value)
+        return bool(value.isascii()) or _is_utf8(value)
     if kind is int:
         return -_INT64_MAX <= value <= _INT64_MAX
     if kind is bool or value is None:
@@ -59,7 +62,7 @@ def encode_value(value: Any) -> tuple[int, bytes]:
     except RecursionError:
         pass  # too deep for JSON, or contains itself: pickle can do both
     if encoding == PICKLE:
-        data = dump(value)
+        data = dump(value, _StoredPickler)
     if len(data) > VALUE_BYTES_MAX:
         raise InvalidCall(
             f"a stored value has at most {VALUE_BYTES_MAX:,} bytes, this one has {len(data):,}: "
@@ -88,7 +91,47 @@ class _NotPlain(Exception):
 _SCALARS = (int, str, float, bool, bytes, type(None))
 
 
-def dump(value: Any) -> bytes:
+_class_names: WeakKeyDictionary[type, str] = WeakKeyDictionary()
+_named_classes: dict[str, type] = {}
+
+
+def name_class(name: str, cls: type) -> None:
+    """Lets stored values refer to a deployed class as `module:Class` instead of containing it.
+    What was stored with an earlier version becomes an instance of the one that was named last."""
+    _class_names[cls] = name
+    _named_classes[name] = cls
+
+
+def named_class(name: str) -> type:
+    """The class that a stored value refers to.
+
+    Raises:
+        ImportError: it was not deployed here, and cannot be imported.
+    """
+    found = _named_classes.get(name)
+    if found is None:
+        module, _, path = name.partition(":")
+        target: Any = importlib.import_module(module)
+        for part in path.split("."):
+            target = getattr(target, part, None)
+        if not isinstance(target, type):
+            raise ImportError(f"the deployed code has no class {name}", name=module)
+        found = target
+    return found
+
+
+class _StoredPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """For values that outlive the version of the code that made them."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, type):
+            name = _class_names.get(value)
+            if name is not None:
+                return named_class, (name,)
+        return super().reducer_override(value)
+
+
+def dump(value: Any, pickler: Callable[..., Any] = cloudpickle.Pickler) -> bytes:
     """Pickles a value: plain data with the C pickler, everything else with cloudpickle.
 
     Raises:
@@ -105,7 +148,9 @@ def dump(value: Any) -> bytes:
     except RecursionError:
         pass
     try:
-        return cloudpickle.dumps(value, protocol=5)
+        buffer = io.BytesIO()
+        pickler(buffer, protocol=5).dump(value)
+        return buffer.getvalue()
     except Exception as error:
         raise InvalidCall(
             f"a {type(value).__name__} cannot be pickled ({error}): pass plain data, and keep "

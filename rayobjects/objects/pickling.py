@@ -1,0 +1,331 @@
+"""Classes on their way to the hosts.
+
+A user's class is pickled by value, with the functions, classes and modules of the user's own that
+it needs, so that a host runs it without having its file. What is installed (site-packages, the
+standard library, this package) goes by name.
+
+What a loaded class brings is registered on its host in two ways:
+
+    by module     `sys.modules["app"]` has the deployed `Message`: arguments that a caller pickled
+                  by name become instances of what the methods know
+    by name       stored values name their class (`app:Message`) instead of containing it, so that
+                  after the next deployment they are instances of the new version
+
+Both only ever add what a deployment brought; nothing is lost with the process, which loads the
+class again when it is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import sys
+import sysconfig
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import cloudpickle
+
+from rayobjects.errors import InvalidCall
+from rayobjects.limits import CALL_BYTES_MAX
+from rayobjects.objects.signatures import resolved
+from rayobjects.storage.values import name_class
+
+_INSTALLED = tuple(
+    str(Path(path).resolve())
+    for path in {
+        sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    }
+)
+
+_lock = threading.Lock()
+"""What is pickled by value is a setting of the whole process."""
+
+
+def pickle_class(cls: type) -> bytes:
+    """Pickles one class, see `pickle_classes`."""
+    return pickle_classes([cls])
+
+
+def pickle_classes(classes: Iterable[type]) -> bytes:
+    """Pickles classes together with everything of the user's own that they need.
+
+    Raises:
+        InvalidCall: something that they need cannot be pickled; the message says what.
+    """
+    wanted = {cls.__name__: cls for cls in classes}
+    modules = _user_modules(wanted.values())
+    with _lock, _by_value(modules), _with_types(modules, wanted.values()):
+        try:
+            seen = _dump(wanted)[1]
+            names = {_stored_name(cls): cls for cls in seen}
+            blob = _dump({"classes": wanted, "names": names})[0]
+        except Exception as error:
+            raise InvalidCall(
+                f"{' and '.join(wanted)} cannot be deployed: {_culprit(wanted.values())} cannot be pickled "
+                f"({error}): make it in on_start or inside the method that uses it"
+            ) from error
+    if len(blob) > CALL_BYTES_MAX:
+        raise InvalidCall(
+            f"{' and '.join(wanted)} need {len(blob):,} bytes of code and data, at most "
+            f"{CALL_BYTES_MAX:,} can be deployed: load large data in on_start"
+        )
+    return blob
+
+
+def load_classes(blob: bytes) -> dict[str, type]:
+    """Loads what `pickle_classes` made, and registers what came along.
+
+    Raises:
+        InvalidCall: a module that the classes import is not here, or they cannot be loaded.
+    """
+    try:
+        content = pickle.loads(blob)
+        classes: dict[str, type] = content["classes"]
+        named: dict[str, type] = content["names"]
+    except ImportError as error:
+        missing = getattr(error, "name", None) or str(error)
+        raise InvalidCall(
+            f"the class cannot be loaded on its host: the module {missing!r} is missing there "
+            f"({error}): install it on every node, or name it in the runtime_env of the class's "
+            "ray_options",
+            status=500,
+        ) from error
+    except Exception as error:  # unpickling runs the user's code
+        raise InvalidCall(
+            f"the class cannot be loaded on its host ({type(error).__name__}: {error}): use the "
+            "same versions of Python and of the packages on every node, then deploy it again",
+            status=500,
+        ) from error
+    for name, cls in named.items():
+        name_class(name, cls)
+        _publish(cls)
+    return classes
+
+
+def digest_of(blob: bytes, *others: bytes) -> str:
+    """A SHA-256 that is the same for the same code, whichever process pickled it.
+
+    cloudpickle gives each class a random id, so that the process that defined it recognises it;
+    the digest leaves these out. Where pickles differ for other reasons (the order of a set of
+    strings), the class merely gets a new version.
+    """
+    ids = getattr(cloudpickle.cloudpickle, "_DYNAMIC_CLASS_TRACKER_BY_CLASS", {})
+    for tracker_id in list(ids.values()):
+        blob = blob.replace(tracker_id.encode(), b"")
+    digest = hashlib.sha256(blob)
+    for other in others:
+        digest.update(other)
+    return digest.hexdigest()
+
+
+def is_user_module(module: ModuleType) -> bool:
+    """Whether a module is the user's own: not installed, not built in, not of this package."""
+    if module.__name__ == "__main__" or module.__name__.partition(".")[0] == "rayobjects":
+        return module.__name__ == "__main__" and getattr(module, "__file__", None) is not None
+    file = getattr(module, "__file__", None)
+    if not isinstance(file, str):
+        return False
+    path = str(Path(file).resolve())
+    return "site-packages" not in path and not path.startswith(_INSTALLED)
+
+
+class _Recorder(cloudpickle.Pickler):  # type: ignore[misc]
+    """Notes the classes that it pickles by value."""
+
+    def __init__(self, file: BytesIO) -> None:
+        super().__init__(file, protocol=5)
+        self.seen: dict[type, None] = {}
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, type) and not _is_installed(value):
+            self.seen[value] = None
+        return super().reducer_override(value)
+
+
+def _dump(value: Any) -> tuple[bytes, list[type]]:
+    buffer = BytesIO()
+    recorder = _Recorder(buffer)
+    recorder.dump(value)
+    return buffer.getvalue(), list(recorder.seen)
+
+
+def _is_installed(cls: type) -> bool:
+    module = sys.modules.get(cls.__module__)
+    if module is None or cls.__module__ == "__main__":
+        return False
+    return not is_user_module(module) and not getattr(module, "__rayobjects__", False)
+
+
+def _stored_name(cls: type) -> str:
+    """What stored values call a class. A script's classes are called as if it were imported."""
+    module = cls.__module__
+    if module == "__main__":
+        file = getattr(sys.modules["__main__"], "__file__", None)
+        module = Path(file).stem if file else module
+    return f"{module}:{cls.__qualname__}"
+
+
+def _publish(cls: type) -> None:
+    """Makes a class importable under its own name."""
+    if cls.__module__ == "__main__" or "." in cls.__qualname__:
+        return  # those go by value, and are recognised by cloudpickle's own id
+    module = sys.modules.get(cls.__module__)
+    if module is None:
+        module = ModuleType(cls.__module__, "What a deployed class brought along.")
+        module.__dict__["__rayobjects__"] = True
+        sys.modules[cls.__module__] = module
+    setattr(module, cls.__qualname__, cls)
+
+
+def _user_modules(classes: Iterable[type]) -> list[ModuleType]:
+    """The user's modules that the classes' modules refer to, and those in turn."""
+    found: dict[str, ModuleType] = {}
+    waiting = [base.__module__ for cls in classes for base in cls.__mro__]
+    while waiting:
+        name = waiting.pop()
+        module = sys.modules.get(name)
+        if module is None or name in found or not is_user_module(module):
+            continue
+        found[name] = module
+        for value in list(vars(module).values()):
+            if isinstance(value, ModuleType):
+                waiting.append(value.__name__)
+            elif isinstance(value, type | FunctionType):
+                waiting.append(value.__module__ or "")
+            else:
+                waiting.append(type(value).__module__)
+    return list(found.values())
+
+
+@contextmanager
+def _by_value(modules: list[ModuleType]) -> Iterator[None]:
+    registered = cloudpickle.list_registry_pickle_by_value()
+    ours = [m for m in modules if m.__name__ not in registered and m.__name__ != "__main__"]
+    ours = [m for m in ours if sys.modules.get(m.__name__) is m]
+    for module in ours:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in ours:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+@contextmanager
+def _with_types(modules: list[ModuleType], classes: Iterable[type]) -> Iterator[None]:
+    """Replaces annotations that are strings by what they mean, for the time of the pickling.
+
+    A function takes along what its code names, not what its annotations name: on the host, there
+    would be nothing to look `"Message"` up in.
+    """
+    undo: list[Callable[[], None]] = []
+    holders: list[Any] = [base for cls in classes for base in cls.__mro__]
+    for module in modules:
+        holders += [v for v in vars(module).values() if isinstance(v, type | FunctionType)]
+    seen: set[int] = set()
+    names_of = {module.__name__: vars(module) for module in modules}
+    try:
+        while holders:
+            holder = holders.pop()
+            holder = getattr(holder, "__func__", holder)
+            names = names_of.get(getattr(holder, "__module__", None) or "")
+            if id(holder) in seen or names is None:
+                continue
+            seen.add(id(holder))
+            local: dict[str, Any] = {}
+            if isinstance(holder, type):
+                local = dict(vars(holder))
+                members = [m for m in local.values() if not isinstance(m, property)]
+                holders += [m for m in members if isinstance(m, type | FunctionType)]
+                holders += [m for m in members if isinstance(m, staticmethod | classmethod)]
+                for field in local.get("__dataclass_fields__", {}).values():
+                    restore = _replaced(field, "type", resolved(field.type, names, local))
+                    undo.append(restore)
+            annotations = vars(holder).get("__annotations__") if local else None
+            if isinstance(holder, FunctionType):
+                annotations = holder.__annotations__
+                holders += [v for v in vars(holder).values() if isinstance(v, FunctionType)]
+            for name, annotation in list((annotations or {}).items()):
+                value = resolved(annotation, names, local)
+                if value is not annotation:
+                    undo.append(_reset(annotations, name, annotation))
+                    annotations[name] = value  # type: ignore[index]
+        yield
+    finally:
+        for step in reversed(undo):
+            step()
+
+
+def _replaced(holder: Any, name: str, value: Any) -> Callable[[], None]:
+    before = getattr(holder, name)
+    setattr(holder, name, value)
+    return lambda: setattr(holder, name, before)
+
+
+def _reset(values: Any, name: str, before: Any) -> Callable[[], None]:
+    return lambda: values.__setitem__(name, before)
+
+
+def _culprit(classes: Iterable[type]) -> str:
+    """What it is that cannot be pickled, as exactly as it can be said."""
+    waiting: list[tuple[str, Any]] = [(cls.__qualname__, cls) for cls in classes]
+    seen: set[int] = set()
+    best = "something that it needs"
+    while waiting:
+        name, value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        try:
+            cloudpickle.dumps(value)
+            continue
+        except Exception:
+            best = name
+        parts = _parts(name, value)
+        if parts:
+            waiting = parts  # it is one of these
+    return best
+
+
+def _parts(name: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, type):
+        found = [(f"{name}.{key}", part) for key, part in vars(value).items()]
+        found += [(base.__qualname__, base) for base in value.__bases__ if base is not object]
+        return [part for part in found if part[0] not in (f"{name}.__dict__",)]
+    if isinstance(value, ModuleType):
+        return [
+            (f"the global {key!r} of {value.__name__}", part)
+            for key, part in vars(value).items()
+            if not key.startswith("__")
+        ]
+    if isinstance(value, staticmethod | classmethod):
+        return [(name, value.__func__)]
+    if isinstance(value, FunctionType):
+        names = _names(value.__code__)
+        found = [
+            (f"the global {key!r} of {value.__module__}", value.__globals__[key])
+            for key in names
+            if key in value.__globals__
+        ]
+        for key, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=False):
+            try:
+                found.append((f"the variable {key!r} that {name} uses", cell.cell_contents))
+            except ValueError:  # a cell that is still empty
+                continue
+        found += [(f"a default of {name}", part) for part in value.__defaults__ or ()]
+        return found
+    return []
+
+
+def _names(code: CodeType) -> set[str]:
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= _names(constant)
+    return names

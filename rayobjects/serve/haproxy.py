@@ -12,7 +12,7 @@ What `harden` does:
 - It closes the metrics and the statistics port, which Serve opens on every interface without a
   password and cannot be told not to. Serve itself asks HAProxy through a Unix socket.
 - It binds what else is bound to every interface, and is not the address asked for, to loopback.
-- It removes the log target: a datagram per request to a syslog that is not there.
+- It turns off the request log: a datagram per request to a syslog that is not there.
 - It sets `x-request-disconnect-disabled`, so that Serve leaves the connection's messages to the
   gateway: no task per request that waits for a disconnect, no cancelling of calls whose client has
   gone, and a WebSocket's back-pressure reaches the client.
@@ -39,7 +39,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 CONNECTIONS_MAX = 40_000
-"""Connections of one HAProxy, where the limit of open files allows; each takes two."""
+"""Connections of one HAProxy, where the limit of open files allows; each takes two
+and a half (a pipe for every second one, for splicing)."""
 
 ADMIN_PATH_BYTES_MAX = 90
 """Of the admin socket: a Unix socket's path has at most 107, and HAProxy appends to it."""
@@ -59,7 +60,7 @@ FRONTEND_RULES = (
 
 _SECTION = re.compile(r"^[a-z]")
 _BIND_ANYWHERE = re.compile(r"^(\s*bind\s+)(?:\*|0\.0\.0\.0|::|\[::\])?:(\d+)\b(.*)$")
-_LOG_TARGET = re.compile(r"^\s*log\s+(?!global\b)\S")
+_LOGGING = re.compile(r"^\s*(log\s|option\s+httplog)")
 
 
 def environment(directory: str) -> dict[str, str]:
@@ -90,8 +91,8 @@ def environment(directory: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_MAXCONN": str(_connections_max()),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
-        # A reload leaves the old process to its open WebSockets, for as long as they last.
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(30 * _DAY_S),
+        # A reload leaves the old process to its open WebSockets; HAProxy takes at most 24 days.
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(20 * _DAY_S),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_DAY_S),
         # By default the ports of replicas that are gone rest for as long as the hard stop.
         "RAY_SERVE_PORT_QUARANTINE_S": "60",
@@ -114,7 +115,7 @@ def harden(lines: Iterable[str]) -> list[str]:
     for line in lines:
         if _SECTION.match(line):
             section = line.strip()
-        if section in DROPPED_SECTIONS or _LOG_TARGET.match(line):
+        if section in DROPPED_SECTIONS or _LOGGING.match(line):
             continue
         if section != FRONTEND:
             line = _BIND_ANYWHERE.sub(r"\g<1>127.0.0.1:\2\3", line)
@@ -177,7 +178,7 @@ def _connections_max() -> int:
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
         return CONNECTIONS_MAX
-    return max(100, min(CONNECTIONS_MAX, (files - _SPARE_FILES) // 2))
+    return max(100, min(CONNECTIONS_MAX, (files - _SPARE_FILES) * 2 // 5))
 
 
 def _free_ports(count: int) -> list[int]:

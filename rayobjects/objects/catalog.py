@@ -18,7 +18,9 @@ import msgspec
 from rayobjects.errors import InvalidCall
 from rayobjects.objects.fields import Field, fields_of
 from rayobjects.objects.model import HOOKS, DurableObject, is_internal, options_of
-from rayobjects.objects.pickling import digest_of, is_user_module, pickle_class
+from rayobjects.objects.pickling import digest_of, is_user_module
+from rayobjects.objects.pickling import load_classes as load_classes
+from rayobjects.objects.pickling import pickle_classes as pickle_classes
 from rayobjects.objects.signatures import ArgumentParser, by_name, parameters_of, schemas_of
 
 
@@ -162,11 +164,8 @@ def hooks_of(cls: type[DurableObject]) -> dict[str, Callable[..., Any]]:
     return {name: hook for name, hook in found.items() if hook is not getattr(DurableObject, name)}
 
 
-def describe(cls: type[DurableObject], blob: bytes | None = None) -> ClassInfo:
+def describe(cls: type[DurableObject]) -> ClassInfo:
     """Describes a class for its deployment; `version` is left 0.
-
-    Args:
-        blob: the class as `pickle_class` made it, if that is at hand.
 
     Raises:
         InvalidCall: it is no class of durable objects, cannot be pickled, or has Ray options that
@@ -206,7 +205,7 @@ def describe(cls: type[DurableObject], blob: bytes | None = None) -> ClassInfo:
             f"the ray_options of {cls.__name__} must be plain data ({error}): use dicts, lists, "
             "strings and numbers"
         ) from error
-    info.digest = digest_of(pickle_class(cls) if blob is None else blob, plain)
+    info.digest = digest_of(cls, plain)
     info.sys_path = _import_path(cls)
     return info
 

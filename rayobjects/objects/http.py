@@ -40,12 +40,8 @@ class Request:
         self.method = method
         self.path = path
         self.query_string = query_string
-        self.query: dict[str, str] = dict(parse_qsl(query_string, keep_blank_values=True))
-        self.headers: dict[str, str] = {}
-        for name, value in headers:
-            name = name.lower()
-            seen = self.headers.get(name)
-            self.headers[name] = value if seen is None else f"{seen}, {value}"
+        self.query = parse_query(query_string)
+        self.headers = join_headers(headers)
         self.body = body
 
     @classmethod
@@ -131,6 +127,21 @@ class Response:
 
     def __repr__(self) -> str:
         return f"<Response {self.status}>"
+
+
+def parse_query(query_string: str) -> dict[str, str]:
+    """The parameters of a query string; of a repeated one the last."""
+    return dict(parse_qsl(query_string, keep_blank_values=True))
+
+
+def join_headers(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Headers by their name in lower case; repeated ones joined by commas."""
+    headers: dict[str, str] = {}
+    for name, value in pairs:
+        name = name.lower()
+        seen = headers.get(name)
+        headers[name] = value if seen is None else f"{seen}, {value}"
+    return headers
 
 
 def _name(name: str) -> str:

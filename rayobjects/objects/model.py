@@ -15,8 +15,9 @@ import msgspec
 
 from rayobjects.ids import ObjectId
 from rayobjects.objects.fields import Field
-from rayobjects.objects.sockets import Sockets, WebSocket
+from rayobjects.objects.sockets import Sockets
 from rayobjects.objects.storage_map import StorageMap
+from rayobjects.objects.websocket import WebSocket
 
 if TYPE_CHECKING:
     from rayobjects.objects.http import Request

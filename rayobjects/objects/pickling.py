@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 import sys
 import sysconfig
 import threading
@@ -26,7 +27,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import (
+    CodeType,
+    FunctionType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    ModuleType,
+)
 from typing import Any
 
 import cloudpickle
@@ -66,10 +73,7 @@ def pickle_classes(classes: Iterable[type]) -> bytes:
             names = {_stored_name(cls): cls for cls in seen}
             blob = _dump({"classes": wanted, "names": names})[0]
         except Exception as error:
-            raise InvalidCall(
-                f"{' and '.join(wanted)} cannot be deployed: {_culprit(wanted.values())} cannot be pickled "
-                f"({error}): make it in on_start or inside the method that uses it"
-            ) from error
+            raise _refusal(wanted.values(), error) from error
     if len(blob) > CALL_BYTES_MAX:
         raise InvalidCall(
             f"{' and '.join(wanted)} need {len(blob):,} bytes of code and data, at most "
@@ -78,12 +82,19 @@ def pickle_classes(classes: Iterable[type]) -> bytes:
     return blob
 
 
-def load_classes(blob: bytes) -> dict[str, type]:
+def load_classes(blob: bytes, sys_path: Iterable[str] = ()) -> dict[str, type]:
     """Loads what `pickle_classes` made, and registers what came along.
+
+    Args:
+        sys_path: folders that modules may be imported from, where this machine has them: for
+            imports inside of methods, which pickling does not see.
 
     Raises:
         InvalidCall: a module that the classes import is not here, or they cannot be loaded.
     """
+    for folder in sys_path:
+        if folder not in sys.path and Path(folder).is_dir():
+            sys.path.append(folder)
     try:
         content = pickle.loads(blob)
         classes: dict[str, type] = content["classes"]
@@ -108,17 +119,24 @@ def load_classes(blob: bytes) -> dict[str, type]:
     return classes
 
 
-def digest_of(blob: bytes, *others: bytes) -> str:
-    """A SHA-256 that is the same for the same code, whichever process pickled it.
+def digest_of(cls: type, *others: bytes) -> str:
+    """A SHA-256 of a class's code that is the same whichever process computes it.
 
-    cloudpickle gives each class a random id, so that the process that defined it recognises it;
-    the digest leaves these out. Where pickles differ for other reasons (the order of a set of
-    strings), the class merely gets a new version.
+    Left out is what differs without a reason: the random id that cloudpickle gives each class,
+    the order of sets, addresses. Should the digest differ all the same, the class merely gets a
+    new version.
+
+    Raises:
+        InvalidCall: something that the class needs cannot be pickled.
     """
-    ids = getattr(cloudpickle.cloudpickle, "_DYNAMIC_CLASS_TRACKER_BY_CLASS", {})
-    for tracker_id in list(ids.values()):
-        blob = blob.replace(tracker_id.encode(), b"")
-    digest = hashlib.sha256(blob)
+    modules = _user_modules([cls])
+    buffer = BytesIO()
+    try:
+        with _lock, _by_value(modules), _with_types(modules, [cls]):
+            _Digester(buffer, protocol=5).dump(cls)
+    except Exception:  # a class with an odd part
+        buffer = BytesIO(pickle_class(cls))
+    digest = hashlib.sha256(buffer.getvalue())
     for other in others:
         digest.update(other)
     return digest.hexdigest()
@@ -146,6 +164,57 @@ class _Recorder(cloudpickle.Pickler):  # type: ignore[misc]
         if isinstance(value, type) and not _is_installed(value):
             self.seen[value] = None
         return super().reducer_override(value)
+
+
+class _Digester(cloudpickle.Pickler):  # type: ignore[misc]
+    """Makes something that is the same for the same code, and cannot be loaded."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, CodeType):
+            return tuple, ([_stable(getattr(value, name)) for name in _CODE_PARTS],)
+        if isinstance(value, type) and not _is_installed(value):
+            return str, (value.__qualname__,), (value.__bases__, _class_parts(value))
+        return super().reducer_override(value)
+
+
+def _class_parts(cls: type) -> list[tuple[str, Any]]:
+    """What a class is made of, without what pydantic and abc derive from it: their schemas and
+    registries have addresses inside."""
+    parts: list[tuple[str, Any]] = []
+    for name, value in vars(cls).items():
+        if name == "__pydantic_fields__":
+            parts.append((name, _ADDRESS.sub("", repr(value))))
+        elif name.startswith("__pydantic_") or name in ("_abc_impl", "__signature__"):
+            continue
+        elif not isinstance(value, GetSetDescriptorType | MemberDescriptorType):
+            parts.append((name, _stable(value)))
+    return parts
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+_CODE_PARTS = (
+    *("co_name", "co_code", "co_consts", "co_names", "co_varnames", "co_freevars", "co_cellvars"),
+    *("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_flags", "co_firstlineno"),
+    "co_linetable",
+)
+
+
+def _stable(value: Any) -> Any:
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))
+    if isinstance(value, tuple):
+        return [_stable(item) for item in value]
+    return value
+
+
+def _refusal(classes: Iterable[type], error: Exception) -> InvalidCall:
+    classes = list(classes)
+    names = " and ".join(cls.__name__ for cls in classes)
+    return InvalidCall(
+        f"{names} cannot be deployed: {_culprit(classes)} cannot be pickled ({error}): make it in "
+        "on_start, or inside the method that uses it"
+    )
 
 
 def _dump(value: Any) -> tuple[bytes, list[type]]:

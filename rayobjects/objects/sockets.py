@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
 
 from rayobjects.errors import InvalidCall, Overloaded
-from rayobjects.limits import ATTACHMENT_BYTES_MAX, SOCKET_MESSAGE_BYTES_MAX, SOCKETS_MAX
-from rayobjects.messages import BINARY, CLOSE, TEXT, Send
+from rayobjects.limits import ATTACHMENT_BYTES_MAX, SOCKETS_MAX
+from rayobjects.messages import CLOSE, Send
 from rayobjects.objects.fields import Entry, is_immutable
+from rayobjects.objects.http import join_headers, parse_query
+from rayobjects.objects.websocket import WebSocket, encoded_message
 from rayobjects.storage.records import DELETED, SocketChange
 from rayobjects.storage.values import decode_value, encode_value
 
@@ -30,83 +31,6 @@ if TYPE_CHECKING:
 
 _NONE: Entry = (DELETED, b"")
 _OBJECT_GONE = 1001
-
-_REASON_BYTES_MAX = 123
-"""RFC 6455: a control frame carries 125 bytes, two of them are the code."""
-
-
-class WebSocket:
-    """A client's WebSocket. Handed out by the runtime; the same one within an activation.
-
-    Attributes:
-        id: the socket's id, made by its gateway.
-        refused: (code, reason) if `on_connect` closed it: the client is not let in.
-    """
-
-    __slots__ = ("_headers", "_query", "_sockets", "gateway", "id", "refused")
-
-    def __init__(self, sockets: Sockets, id: str, gateway: str) -> None:
-        self._sockets = sockets
-        self._query: dict[str, str] | None = None
-        self._headers: dict[str, str] | None = None
-        self.id = id
-        self.gateway = gateway
-        self.refused: tuple[int, str] | None = None
-
-    @property
-    def query(self) -> dict[str, str]:
-        """The parameters of the opening request's address; only in `on_connect`."""
-        return _of_opening(self._query, "query")
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The opening request's headers, names in lower case; only in `on_connect`."""
-        return _of_opening(self._headers, "headers")
-
-    @property
-    def attachment(self) -> Any:
-        """What the object attached to this socket, None if nothing; survives sleep and restarts.
-
-        At most 16 KiB, encoded. Changes inside a list or dict are noticed when the call ends.
-        """
-        return self._sockets._attachment(self.id)
-
-    @attachment.setter
-    def attachment(self, value: Any) -> None:
-        self._sockets._attach(self.id, value)
-
-    def send(self, data: str | bytes) -> None:
-        """Sends a message when the call has committed; to a socket that is closed, nothing.
-
-        Raises:
-            TypeError: it is neither text nor bytes.
-            InvalidCall: it has more than 1 MiB.
-        """
-        kind, encoded = _message(data)
-        self._sockets._send(self, Send(self.gateway, kind, encoded, 0, (self.id,)))
-
-    def close(self, code: int = 1000, reason: str = "") -> None:
-        """Closes the socket when the call has committed. `on_close` is not called for it. In
-        `on_connect` it refuses the client.
-
-        Raises:
-            ValueError: the code is none that may be sent, or the reason has over 123 bytes.
-        """
-        if type(code) is not int or not (code in _CODES or 3000 <= code <= 4999):
-            raise ValueError(f"{code!r} is no close code: use 1000, or 4000 to 4999 for your own")
-        encoded = reason.encode()
-        if len(encoded) > _REASON_BYTES_MAX:
-            raise ValueError(
-                f"a close reason has at most {_REASON_BYTES_MAX} bytes of UTF-8, this one has "
-                f"{len(encoded)}"
-            )
-        self._sockets._close(self, code, encoded)
-
-    def __repr__(self) -> str:
-        return f"<WebSocket {self.id}>"
-
-
-_CODES = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015)})
 
 
 class Sockets:
@@ -186,7 +110,7 @@ class Sockets:
             TypeError: the data is neither text nor bytes.
             InvalidCall: it has more than 1 MiB.
         """
-        kind, encoded = _message(data)
+        kind, encoded = encoded_message(data)
         self._state.check_running()
         if not self._open:
             return
@@ -231,12 +155,8 @@ class Sockets:
         self._remember(socket_id)
         self._put(socket_id, SocketChange(socket_id, gateway))
         socket = self._handle(socket_id)
-        socket._query = dict(parse_qsl(query, keep_blank_values=True))
-        socket._headers = {}
-        for name, value in headers:
-            name = name.lower()
-            seen = socket._headers.get(name)
-            socket._headers[name] = value if seen is None else f"{seen}, {value}"
+        socket._query = parse_query(query)
+        socket._headers = join_headers(headers)
         self._opened[socket_id] = socket
         return socket
 
@@ -250,7 +170,7 @@ class Sockets:
         if socket_id not in self._open:
             return None
         socket = self._handle(socket_id)
-        self._attachment(socket_id)  # on_close may want to see it
+        self._read_attachment(socket_id)  # on_close may want to see it
         self.touched = True
         self._remember(socket_id)
         self._put(socket_id, None)
@@ -401,7 +321,7 @@ class Sockets:
         self._remember(socket.id)
         self._put(socket.id, None)
 
-    def _attachment(self, id: str) -> Any:
+    def _read_attachment(self, id: str) -> Any:
         if id in self._live:
             value = self._live[id]
             if id not in self._read and not is_immutable(value):
@@ -443,39 +363,9 @@ class Sockets:
         return entry
 
 
-def _message(data: str | bytes) -> tuple[int, bytes]:
-    if isinstance(data, str):
-        try:
-            kind, encoded = TEXT, data.encode()
-        except UnicodeEncodeError:
-            raise InvalidCall(
-                "a text message must be UTF-8: remove the lone surrogates, or send bytes"
-            ) from None
-    elif isinstance(data, bytes | bytearray | memoryview):
-        kind, encoded = BINARY, bytes(data)
-    else:
-        raise TypeError(
-            f"a socket takes str or bytes, not {type(data).__name__}: send json.dumps(…)"
-        )
-    if len(encoded) > SOCKET_MESSAGE_BYTES_MAX:
-        raise InvalidCall(
-            f"a WebSocket message has at most {SOCKET_MESSAGE_BYTES_MAX:,} bytes, this one has "
-            f"{len(encoded):,}: split it"
-        )
-    return kind, encoded
-
-
 def _ids(exclude: WebSocket | str | Iterable[WebSocket | str] | None) -> list[str]:
     if exclude is None:
         return []
     if isinstance(exclude, WebSocket | str):
         exclude = (exclude,)
     return [socket.id if isinstance(socket, WebSocket) else socket for socket in exclude]
-
-
-def _of_opening(values: dict[str, str] | None, name: str) -> dict[str, str]:
-    if values is None:
-        raise RuntimeError(
-            f"ws.{name} is there in on_connect only: keep what you need of it in ws.attachment"
-        )
-    return values

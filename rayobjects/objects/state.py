@@ -32,10 +32,11 @@ import msgspec
 from rayobjects.errors import InvalidCall, StorageFailed
 from rayobjects.ids import ObjectId
 from rayobjects.limits import CHANGES_BYTES_MAX, PAGE_KEYS_MAX
-from rayobjects.messages import Send, encode_json
+from rayobjects.messages import Send
 from rayobjects.objects.committed import Committed
 from rayobjects.objects.fields import IMMUTABLE, Entry, Field, is_immutable
 from rayobjects.objects.ledger import Ledger
+from rayobjects.objects.shown import state_json
 from rayobjects.objects.sockets import Sockets
 from rayobjects.objects.storage_map import StorageMap
 from rayobjects.storage.records import DELETED, ITEM, PICKLE, Loaded, SocketChange, Write
@@ -384,32 +385,12 @@ class State:
     # For people.
 
     def to_json(self, limit: int = PAGE_KEYS_MAX) -> dict[str, Any]:
-        """The committed state in JSON types, for the command line.
+        """The committed state in JSON types, see `shown.state_json`.
 
         Args:
-            limit: at most so many storage keys; `truncated` says that there are more.
-
-        Returns:
-            `{"attributes": {…}, "storage": {…}}`; a value without a JSON form is
-            `{"$python": repr}`.
+            limit: at most so many storage keys.
         """
-        attributes: dict[str, Any] = {}
-        for name, field in self._fields.items():
-            if field.key not in self._committed.entries:
-                attributes[name] = _plain(field.make()[0])
-        storage: dict[str, Any] = {}
-        for key, entry in self._committed.entries.items():
-            if key[0] != ITEM:
-                attributes[key[1:]] = _plain(self._value_of(key, entry))
-        result: dict[str, Any] = {"attributes": attributes, "storage": storage}
-        for key in self._committed.walk(ITEM, None, None, False, limit + 1):
-            if len(storage) == limit:
-                result["truncated"] = True
-                break
-            item = self._committed.get(key)
-            if item is not None:
-                storage[key[1:]] = _plain(self._value_of(key, item))
-        return result
+        return state_json(self._fields, self._committed, limit)
 
     # Inside.
 
@@ -475,15 +456,3 @@ class State:
             f"{self.id} can only be written while one of its calls runs: not in __init__ (give "
             "the attribute a default, or use on_start), and not in a task that outlives its call"
         )
-
-
-def _plain(value: Any) -> Any:
-    """The value in JSON types."""
-    try:
-        return msgspec.json.decode(encode_json(value))
-    except Exception:  # whatever a foreign type's conversion may raise
-        pass
-    try:
-        return {"$python": repr(value)[:1000]}
-    except Exception:
-        return {"$python": f"<{type(value).__name__}>"}

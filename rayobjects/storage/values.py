@@ -32,9 +32,9 @@ def is_exact_json(value: Any) -> bool:
     """Whether JSON gives back exactly this value, types included."""
     kind = type(value)
     if kind is str:
-        return bool(value.isascii()) or _is_utf8(value)
+        return value.isascii() or _is_utf8(value)
     if kind is int:
-        return -_INT64_MAX <= value <= _INT64_MAX
+        return bool(-_INT64_MAX <= value <= _INT64_MAX)
     if kind is bool or value is None:
         return True
     if kind is float:

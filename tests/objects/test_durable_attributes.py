@@ -71,7 +71,8 @@ def test_changes_inside_a_list_are_noticed(change: Any) -> None:
     game = live()
     game.call(lambda g: change(g.items))
     first = list(game.instance.items)
-    assert first and game.reloaded().instance.items == first
+    assert first
+    assert game.reloaded().instance.items == first
     game.call(lambda g: change(g.items))
     assert len(game.reloaded().instance.items) == 2
 

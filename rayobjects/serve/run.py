@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 
 from rayobjects.errors import InvalidCall, Unavailable
+from rayobjects.objects.pickling import is_user_module
 from rayobjects.serve.gateway import Application, Gateway
 from rayobjects.serve.links import Router
 from rayobjects.serve.pages import load_pages
@@ -111,7 +113,7 @@ def stop_gateway() -> None:
 
 def _check_port(host: str, port: int) -> None:
     """HAProxy would fail a minute later, with a message that does not name the port."""
-    if _is_serving(port):
+    if _is_serving():
         return
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
@@ -126,8 +128,8 @@ def _check_port(host: str, port: int) -> None:
             raise InvalidCall(what) from None
 
 
-def _is_serving(port: int) -> bool:
-    """Whether it is this cluster's own gateway that has the port."""
+def _is_serving() -> bool:
+    """Whether a gateway of this cluster runs already; it has the port then."""
     try:
         details = serve.status()
     except Exception:  # no Serve on this cluster
@@ -139,6 +141,14 @@ def _by_value(value: Any) -> bytes:
     """Pickles what the user's module made, so that the replica need not import the module."""
     if value is None:
         return b""
+    registered = cloudpickle.list_registry_pickle_by_value()
+    modules = [
+        module
+        for name, module in list(sys.modules.items())
+        if name != "__main__" and name not in registered and is_user_module(module)
+    ]
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
     try:
         pickled: bytes = cloudpickle.dumps(value)
         return pickled
@@ -147,6 +157,23 @@ def _by_value(value: Any) -> bytes:
             f"{value!r} cannot be sent to the gateway's processes: {error}; make what it holds "
             "inside its functions"
         ) from error
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _keep_grpc_on_loopback() -> None:
+    """Serve gives each replica a port for calls of other deployments, on every interface, without
+    a password, and unpickles what comes in. The gateway takes no such calls but from Serve's own
+    proxy on this node. Runs before the replica opens the port."""
+    from ray.serve._private import replica
+
+    add_port = replica.add_port_to_grpc_server
+
+    def add_loopback_port(server: Any, address: str) -> Any:
+        return add_port(server, "127.0.0.1:0" if address == "[::]:0" else address)
+
+    replica.add_port_to_grpc_server = add_loopback_port
 
 
 async def _cluster_router() -> Router:
@@ -163,6 +190,7 @@ def _replica_class() -> Any:
     @serve.ingress()
     class Replica:
         def __init__(self, pages: dict[str, tuple[str, bytes]], app: bytes, connect: bytes) -> None:
+            _keep_grpc_on_loopback()
             self._pages = pages
             self._app = cloudpickle.loads(app) if app else None
             self._connect: Connect = cloudpickle.loads(connect) if connect else _cluster_router

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar
 
 import msgspec
 
@@ -83,7 +83,7 @@ class DurableObject:
         if "__init__" in vars(cls):
             _check_init(cls)
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> NoReturn:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         name = cls.__name__
         raise TypeError(
             f"{name} objects are made by the runtime: use ro.deploy({name}).get(name), or "

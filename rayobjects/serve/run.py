@@ -17,9 +17,9 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-import cloudpickle
 import ray
-from ray import serve
+from ray import cloudpickle, serve
+from ray.serve._private.utils import ensure_serialization_context
 from ray.serve.config import HTTPOptions, ProxyLocation
 
 from rayobjects.errors import InvalidCall, Unavailable
@@ -69,7 +69,7 @@ def start_gateway(
     Raises:
         InvalidCall: the address is not loopback, the port is in use, a page cannot be read or the
             app cannot be pickled.
-        Unavailable: Serve could not start the gateway.
+        Unavailable: this process is not attached to Ray, or Serve could not start the gateway.
     """
     if host not in _LOOPBACK:
         raise InvalidCall(
@@ -77,7 +77,13 @@ def start_gateway(
             f"{host}: use 127.0.0.1, and a proxy that authenticates in front of it"
         )
     loaded = load_pages(pages or {})
+    pickled_app, pickled_connect = _by_value(app), _by_value(connect)
     _check_port(host, port)
+    if not ray.is_initialized():
+        raise Unavailable(
+            "this process is not attached to a Ray cluster: call ro.init(…) before the gateway is "
+            "started"
+        )
     deployment = serve.deployment(
         _replica_class(),
         name="gateway",
@@ -97,7 +103,7 @@ def start_gateway(
             ),
             logging_config={"enable_access_log": False, "log_level": "WARNING"},
         )
-        bound = deployment.bind(loaded, _by_value(app), _by_value(connect))
+        bound = deployment.bind(loaded, pickled_app, pickled_connect)
         serve.run(bound, name=APPLICATION, route_prefix="/", logging_config=None)
     except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
         raise Unavailable(
@@ -130,6 +136,8 @@ def _check_port(host: str, port: int) -> None:
 
 def _is_serving() -> bool:
     """Whether a gateway of this cluster runs already; it has the port then."""
+    if not ray.is_initialized():
+        return False  # asking Serve would start a Ray of its own
     try:
         details = serve.status()
     except Exception:  # no Serve on this cluster
@@ -138,9 +146,11 @@ def _is_serving() -> bool:
 
 
 def _by_value(value: Any) -> bytes:
-    """Pickles what the user's module made, so that the replica need not import the module."""
+    """Pickles what the user's module made, so that the replica need not import the module. Ray's
+    own cloudpickle with Serve's additions, which know how to take Starlette's state along."""
     if value is None:
         return b""
+    ensure_serialization_context()
     registered = cloudpickle.list_registry_pickle_by_value()
     modules = [
         module

@@ -20,7 +20,6 @@ from rayobjects.serve.problems import Headers
 _ASSETS = {
     "/docs/swagger-ui.css": "text/css; charset=utf-8",
     "/docs/swagger-ui-bundle.js": "text/javascript; charset=utf-8",
-    "/docs/favicon.png": "image/png",
 }
 
 _FRESH = b"no-cache"
@@ -89,7 +88,7 @@ _DOCS_PAGE = b"""<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>rayobjects: API</title>
-<link rel="icon" href="docs/favicon.png">
+<link rel="icon" href="data:,">
 <link rel="stylesheet" href="docs/swagger-ui.css">
 <style>
 body { margin: 0; background: #fff; }
@@ -127,6 +126,7 @@ _INDEX_HEAD = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>rayobjects</title>
+<link rel="icon" href="data:,">
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 42rem; margin: 3rem auto; padding: 0 1rem; }
 a { color: light-dark(#0b57d0, #8ab4f8); }

@@ -12,6 +12,7 @@ runs replaces its replicas one after another.
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -95,6 +96,8 @@ def start_gateway(
         health_check_period_s=2,
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
+    # Serve tells its own story on standard error; what went wrong is in the exceptions.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         serve.start(
             proxy_location=ProxyLocation.HeadOnly,

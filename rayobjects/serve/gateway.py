@@ -171,9 +171,6 @@ class Gateway:
 
     async def _list(self, class_name: str, query: bytes) -> Answer:
         prefix, after, limit = _page(query)
-        classes = await self._router.catalog()
-        if class_name not in classes:
-            raise InvalidCall(f"no class {class_name!r} is deployed: {_known(classes)}", status=404)
         names = await self._router.list_objects(class_name, prefix, after, limit)
         following = names[-1] if len(names) == limit else None
         return _json({"names": names, "next": following})
@@ -334,9 +331,3 @@ def _page(query: bytes) -> tuple[str, str, int]:
         )
     limit = min(max(int(limit_text), 1), PAGE_KEYS_MAX)
     return fields.get("prefix", [""])[-1], fields.get("after", [""])[-1], limit
-
-
-def _known(classes: Mapping[str, object]) -> str:
-    if not classes:
-        return "deploy it with ro.deploy(…)"
-    return f"deployed are {', '.join(sorted(classes))}"

@@ -25,6 +25,7 @@ When the script fails, HAProxy does not start, and Serve's start fails with its 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -34,7 +35,6 @@ import shutil
 import socket
 import stat
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -44,6 +44,9 @@ and a half (a pipe for every second one, for splicing)."""
 
 ADMIN_PATH_BYTES_MAX = 90
 """Of the admin socket: a Unix socket's path has at most 107, and HAProxy appends to it."""
+
+SHORT_DIRECTORY = "/tmp"
+"""Where sockets go if the cluster's directory has too long a path."""
 
 _NODE_ID_BYTES = 56
 _DAY_S = 86_400
@@ -166,11 +169,19 @@ def _bundled_haproxy() -> str:
 
 
 def _sockets_directory(root: Path) -> Path:
-    """The directory itself, or a short one where the admin socket's path would be too long."""
+    """The directory itself, or a short one of its own where the admin socket's path would be too
+    long: the same one at every start."""
     longest = len(os.fsencode(root)) + len("/") + _NODE_ID_BYTES + len("/metrics.sock")
     if longest <= ADMIN_PATH_BYTES_MAX:
         return root
-    return Path(tempfile.mkdtemp(prefix="ro-", dir="/tmp"))
+    name = hashlib.blake2b(os.fsencode(root), digest_size=6).hexdigest()
+    short = Path(SHORT_DIRECTORY) / f"ro-{os.getuid()}-{name}"
+    short.mkdir(mode=0o700, exist_ok=True)
+    found = short.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(f"{short} belongs to somebody else: choose a shorter directory")
+    short.chmod(0o700)
+    return short
 
 
 def _connections_max() -> int:

@@ -79,7 +79,11 @@ class Router(Protocol):
         ...
 
     async def list_objects(self, class_name: str, prefix: str, after: str, limit: int) -> list[str]:
-        """Up to `limit` names of objects that begin with `prefix` and come after `after`."""
+        """Up to `limit` names of objects that begin with `prefix` and come after `after`.
+
+        Raises:
+            RayObjectsError: there is no such class, or a host could not be asked.
+        """
         ...
 
     async def close(self) -> None:

@@ -42,7 +42,7 @@ def main(directory: str, port: int) -> None:
     from rayobjects.errors import InvalidCall
     from rayobjects.serve.haproxy import environment
 
-    os.environ.update(environment(f"{directory}/haproxy"))
+    os.environ.update(environment(f"{directory}/h"))
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
     import ray
 

@@ -108,6 +108,8 @@ class DoubleRouter:
         return self.classes
 
     async def list_objects(self, class_name: str, prefix: str, after: str, limit: int) -> list[str]:
+        if class_name not in self.classes:
+            raise InvalidCall(f"no class {class_name!r} is deployed", status=404)
         self.listings.append((class_name, prefix, after, limit))
         matching = [name for name in self.names if name.startswith(prefix) and name > after]
         return sorted(matching)[:limit]

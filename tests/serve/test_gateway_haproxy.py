@@ -3,10 +3,13 @@
 import os
 import stat
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from rayobjects.serve import haproxy
 from rayobjects.serve.haproxy import FRONTEND_RULES, environment, harden
 
 CONFIGURATION = """\
@@ -34,6 +37,14 @@ listen stats
   bind *:8404
   stats enable
 """
+
+
+@pytest.fixture(autouse=True)
+def short_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """pytest's own directories have long paths."""
+    with tempfile.TemporaryDirectory(prefix="ro-", dir="/tmp") as directory:
+        monkeypatch.setattr(haproxy, "SHORT_DIRECTORY", directory)
+        yield
 
 
 def test_open_ports_are_closed_or_on_loopback() -> None:
@@ -94,4 +105,17 @@ def test_the_directory_is_private_and_sockets_have_short_paths(tmp_path: Path) -
     for name in ("RAY_SERVE_HAPROXY_SOCKET_PATH", "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"):
         folder = Path(made[name]).parent
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert len(made["RAY_SERVE_HAPROXY_SOCKET_PATH"]) + 57 < 100
+    assert len(made["RAY_SERVE_HAPROXY_SOCKET_PATH"]) + 57 < 107
+    assert made["RAY_SERVE_HAPROXY_SOCKET_PATH"].startswith("/tmp/")
+
+
+def test_another_users_directory_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment(str(tmp_path / ("long" * 30)))
+    owner = os.getuid() + 1
+    (taken,) = Path(haproxy.SHORT_DIRECTORY).iterdir()
+    monkeypatch.setattr(os, "getuid", lambda: owner)
+    taken.rename(taken.with_name(taken.name.replace(f"ro-{owner - 1}-", f"ro-{owner}-")))
+    with pytest.raises(PermissionError, match="somebody else"):
+        environment(str(tmp_path / ("long" * 30)))

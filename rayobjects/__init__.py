@@ -1,1 +1,90 @@
-"""Durable objects for Python, on Ray."""
+"""Durable objects for Python, on Ray.
+
+Public names are handed out lazily, so that `import rayobjects.storage` does not pull in Ray.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rayobjects.errors import (
+        DeadlineExceeded,
+        Deadlock,
+        InvalidCall,
+        MethodError,
+        Overloaded,
+        RayObjectsError,
+        StorageFailed,
+        Unavailable,
+    )
+    from rayobjects.ids import ObjectId
+    from rayobjects.objects.fields import durable
+    from rayobjects.objects.http import Request, Response
+    from rayobjects.objects.model import DurableObject, internal
+    from rayobjects.objects.websocket import WebSocket
+    from rayobjects.runtime.client import deploy, init, namespace, shutdown
+    from rayobjects.runtime.stubs import Namespace, Stub
+
+_HOMES = {
+    "Deadlock": "rayobjects.errors",
+    "DeadlineExceeded": "rayobjects.errors",
+    "DurableObject": "rayobjects.objects.model",
+    "InvalidCall": "rayobjects.errors",
+    "MethodError": "rayobjects.errors",
+    "Namespace": "rayobjects.runtime.stubs",
+    "ObjectId": "rayobjects.ids",
+    "Overloaded": "rayobjects.errors",
+    "RayObjectsError": "rayobjects.errors",
+    "Request": "rayobjects.objects.http",
+    "Response": "rayobjects.objects.http",
+    "StorageFailed": "rayobjects.errors",
+    "Stub": "rayobjects.runtime.stubs",
+    "Unavailable": "rayobjects.errors",
+    "WebSocket": "rayobjects.objects.websocket",
+    "deploy": "rayobjects.runtime.client",
+    "durable": "rayobjects.objects.fields",
+    "init": "rayobjects.runtime.client",
+    "internal": "rayobjects.objects.model",
+    "namespace": "rayobjects.runtime.client",
+    "shutdown": "rayobjects.runtime.client",
+}
+
+__all__ = [
+    "DeadlineExceeded",
+    "Deadlock",
+    "DurableObject",
+    "InvalidCall",
+    "MethodError",
+    "Namespace",
+    "ObjectId",
+    "Overloaded",
+    "RayObjectsError",
+    "Request",
+    "Response",
+    "StorageFailed",
+    "Stub",
+    "Unavailable",
+    "WebSocket",
+    "deploy",
+    "durable",
+    "init",
+    "internal",
+    "namespace",
+    "shutdown",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'rayobjects' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

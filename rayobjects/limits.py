@@ -122,6 +122,12 @@ the request that does not come again."""
 GATEWAY_SILENT_S = 10.0
 """A gateway that has not been heard of for this long is dead, and its sockets are closed."""
 
+SHARDS_MAX = 4_096
+"""Shards of a pool: one for each slot."""
+
+SHARDS_DEFAULT_MAX = 16
+"""Shards that a new storage root gets at most unless it is told otherwise: each is a process."""
+
 LIST_HOSTS_AT_ONCE_MAX = 16
 """Hosts that one listing asks at the same time."""
 

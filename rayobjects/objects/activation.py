@@ -1,0 +1,533 @@
+"""An activation: one object while it is live, its turn and its output gate.
+
+Life: LOADING (class, state, on_start) → idle ⇄ running one call → retiring (on_stop) → gone. While
+it is not idle, calls wait in its queue, in the order in which they came.
+
+A call runs on an overlay over the state. When it returns, the overlay becomes one journal record
+and the next call may run at once, ahead of the disk; its reply is held until the record is synced.
+A call that wrote nothing may have seen what is not on disk yet, so its reply waits for the
+commits before it; if there are none, the ledger must confirm that the epoch still holds.
+
+When the process dies
+    before the commit is given   nothing was written; the caller sends the call again;
+    before the sync              the record is there wholly or not at all; no reply has left;
+    after the sync, before the   the record has the reply; a repetition of the call id gets it.
+    reply arrives
+When the journal fails, the host drops every activation (`HostCore.fail`), and whatever they had
+run ahead of it is gone with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rayobjects import messages
+from rayobjects.errors import (
+    Deadlock,
+    InvalidCall,
+    MethodError,
+    Overloaded,
+    RayObjectsError,
+    StorageFailed,
+    to_wire,
+)
+from rayobjects.ids import ObjectId
+from rayobjects.limits import CALL_BYTES_MAX, CHAIN_DEPTH_MAX, WAITING_CALLS_MAX
+from rayobjects.messages import ERROR, OK, PICKLE, REDIRECT, SOCKET, Call
+from rayobjects.objects.context import CallContext, current_call
+from rayobjects.objects.invocation import Invocation, encode_result, invocation_of
+from rayobjects.objects.model import create
+from rayobjects.objects.sockets import Sockets
+from rayobjects.objects.state import State
+from rayobjects.storage.records import Record
+
+if TYPE_CHECKING:
+    from rayobjects.objects.catalog import ObjectClass
+    from rayobjects.objects.host_core import HostCore
+
+Respond = Callable[[int, bytes, int], None]
+"""Takes (OK, ERROR or REDIRECT; body; sequence of the record or 0). Called exactly once."""
+
+
+def no_reply(status: int, body: bytes, sequence: int) -> None:
+    """For calls that nobody waits for."""
+
+
+class Redirected(Exception):
+    """The object's class is hosted elsewhere."""
+
+
+class _Commit:
+    """A record on its way to the disk, and what must not leave before it."""
+
+    __slots__ = ("activation", "body", "context", "followers", "record", "respond", "status")
+
+    def __init__(
+        self,
+        activation: Activation,
+        record: Record,
+        context: CallContext | None,
+        respond: Respond,
+        status: int,
+        body: bytes,
+    ) -> None:
+        self.activation = activation
+        self.record = record
+        self.context = context
+        self.respond = respond
+        self.status = status
+        self.body = body
+        self.followers: list[Callable[[StorageFailed | None], None]] | None = None
+
+    def done(self, error: StorageFailed | None, sequence: int) -> None:
+        activation = self.activation
+        activation.pending -= 1
+        if activation.pending == 0:
+            activation.tail = None
+            if error is None:
+                activation.settled()
+        if error is None:
+            if self.record.sends or self.record.sockets:
+                activation.host.committed(self.record, sequence)
+            self.respond(self.status, self.body, sequence)
+            if self.context is not None:
+                self.context.ended()
+        else:
+            activation.host.fail(error)
+            self.respond(ERROR, to_wire(error, with_cause=False), 0)
+        if self.followers is not None:
+            for follow in self.followers:
+                follow(error)
+
+
+class Activation:
+    """One live object. Made by the host core only."""
+
+    __slots__ = (
+        "_queue",
+        "_task",
+        "busy",
+        "gone",
+        "host",
+        "id",
+        "instance",
+        "object_class",
+        "outdated",
+        "pending",
+        "sockets",
+        "state",
+        "tail",
+        "used_at",
+    )
+
+    instance: Any
+    state: State
+    sockets: Sockets
+
+    def __init__(self, host: HostCore, id: ObjectId) -> None:
+        self.host = host
+        self.id = id
+        self.object_class: ObjectClass | None = None
+        self.busy = True
+        self.gone = False
+        self.outdated = False
+        self.pending = 0
+        self.tail: _Commit | None = None
+        self.used_at = host.now
+        self._queue: deque[tuple[Call, Respond]] | None = None
+        self._task: asyncio.Task[None] | None = asyncio.ensure_future(self._start())
+
+    # -- the turn ---------------------------------------------------------------------------
+
+    def submit(self, call: Call, respond: Respond) -> None:
+        """Runs the call now if it is the object's turn to, else lets it wait."""
+        if not self.busy:
+            self.busy = True
+            if self._run(call, respond):
+                self._next()
+            return
+        if self._queue is None:
+            self._queue = deque()
+        if len(self._queue) >= WAITING_CALLS_MAX:
+            error = Overloaded(
+                f"{self.id} has {WAITING_CALLS_MAX:,} waiting calls: back off and try again, or "
+                "spread the work over more objects"
+            )
+            respond(ERROR, to_wire(error, with_cause=False), 0)
+            return
+        if call.chain:
+            chain_error = self._chain_error(call)
+            if chain_error is not None:
+                respond(ERROR, to_wire(chain_error, with_cause=False), 0)
+                return
+        self._queue.append((call, respond))
+
+    def _next(self) -> None:
+        """The turn is free: gives it to the calls that wait."""
+        queue = self._queue
+        while not self.outdated and queue:
+            call, respond = queue.popleft()
+            if not self._run(call, respond):
+                return
+        self.used_at = self.host.now
+        if queue is not None and not queue:
+            self._queue = None
+        if self.outdated and not self.gone:
+            self.busy = False
+            self.retire()
+        else:
+            self.busy = False
+
+    def _run(self, call: Call, respond: Respond) -> bool:
+        """Runs one call; returns whether it has ended (else a task carries on)."""
+        invocation: Invocation | None = None
+        try:
+            if call.chain:
+                chain_error = self._chain_error(call)
+                if chain_error is not None:
+                    raise chain_error
+            assert self.object_class is not None
+            invocation = invocation_of(call, self)
+        except RayObjectsError as error:
+            body = to_wire(error, with_cause=call.encoding == PICKLE)
+            self._reply_unwritten(ERROR, body, respond)
+            return True
+        context = CallContext(call.id, (*call.chain, str(self.id)), self.after_sync)
+        self.state.begin()
+        if invocation.is_async or not self.state.whole:
+            self._task = asyncio.ensure_future(self._run_slowly(call, invocation, context, respond))
+            return False
+        token = current_call.set(context)
+        try:
+            result = invocation.function(*invocation.arguments, **invocation.keywords)
+            if asyncio.iscoroutine(result):  # a decorator hid that it is async
+                self._task = asyncio.ensure_future(
+                    self._run_slowly(
+                        call, Invocation(_itself, (result,), {}, True), context, respond
+                    )
+                )
+                return False
+        except BaseException as error:
+            self._failed(call, invocation, context, respond, error)
+        else:
+            self._returned(call, invocation, context, respond, result)
+        finally:
+            current_call.reset(token)
+        return True
+
+    async def _run_slowly(
+        self, call: Call, invocation: Invocation, context: CallContext, respond: Respond
+    ) -> None:
+        current_call.set(context)
+        try:
+            result = await self._invoke(invocation)
+        except BaseException as error:
+            self._failed(call, invocation, context, respond, error)
+        else:
+            self._returned(call, invocation, context, respond, result)
+        self._task = None
+        if not self.gone:
+            self._next()
+
+    async def _invoke(self, invocation: Invocation) -> Any:
+        """Runs the method here, or for an object that reads by key on the host's lane."""
+        if self.state.whole:
+            return await _called(invocation)
+        return await asyncio.wrap_future(self.host.lane.submit(_called(invocation)))
+
+    # -- the end of a call --------------------------------------------------------------------
+
+    def _returned(
+        self,
+        call: Call,
+        invocation: Invocation,
+        context: CallContext,
+        respond: Respond,
+        result: Any,
+    ) -> None:
+        if self.gone:
+            return  # the journal failed meanwhile; the call was answered
+        status = OK
+        try:
+            changes = self.state.changes()
+            status, body = encode_result(call, invocation, result)
+            if len(body) > CALL_BYTES_MAX:
+                raise InvalidCall(
+                    f"{self._target(call)} returned {len(body):,} bytes; a reply has at most "
+                    f"{CALL_BYTES_MAX:,}: return less, or page by page"
+                )
+            if changes:
+                record = Record(
+                    self.id.class_name,
+                    self.id.name,
+                    context.call_id,
+                    status,
+                    body,
+                    self.host.now,
+                    changes.writes,
+                    changes.clear,
+                    changes.delete,
+                    changes.sockets,
+                    changes.sends,
+                )
+                self._commit(record, context, respond, status, body)
+                self.state.commit()
+                return
+        except BaseException as error:  # also a __reduce__ or model_dump of the user's that raises
+            self._failed(call, invocation, context, respond, error)
+            return
+        self.state.commit()
+        self._reply(status, body, context, respond)
+
+    def _failed(
+        self,
+        call: Call,
+        invocation: Invocation,
+        context: CallContext,
+        respond: Respond,
+        error: BaseException,
+    ) -> None:
+        if self.gone:
+            return
+        self.state.rollback()
+        wrapped: RayObjectsError
+        trace = error.__traceback__
+        if isinstance(error, TypeError) and trace is not None and _raised_by_call(trace):
+            wrapped = InvalidCall(f"{self._target(call)}: {error}")
+        elif isinstance(error, RayObjectsError):
+            wrapped = error
+        else:
+            wrapped = MethodError.of(self._target(call), error)
+        if call.encoding == SOCKET and call.method == "on_close":
+            self._close_alone(call, context, respond, wrapped)
+            return
+        self._reply(ERROR, to_wire(wrapped, with_cause=call.encoding == PICKLE), context, respond)
+
+    def _close_alone(
+        self, call: Call, context: CallContext, respond: Respond, error: RayObjectsError
+    ) -> None:
+        """on_close raised, so what it wrote is rolled back; but the socket is gone all the same."""
+        self.host.report(error.message)
+        self.state.begin()
+        self.sockets.closed(messages.decode_socket_event(call.args).socket)
+        changes = self.state.changes()
+        record = Record(*self.id, context.call_id, OK, b"", self.host.now, sockets=changes.sockets)
+        try:
+            self._commit(record, context, respond, OK, b"")
+        except RayObjectsError as failure:
+            self.state.rollback()
+            self._reply_unwritten(ERROR, to_wire(failure, with_cause=False), respond)
+        else:
+            self.state.commit()
+
+    def _reply(self, status: int, body: bytes, context: CallContext, respond: Respond) -> None:
+        """Replies to a call that changed nothing here. If it called others, its reply is journaled
+        all the same: a repetition must not call them again once their replies are forgotten."""
+        if context.made_calls and context.call_id:
+            record = Record(*self.id, context.call_id, status, body, self.host.now)
+            try:
+                self._commit(record, context, respond, status, body)
+            except RayObjectsError as error:
+                self._reply_unwritten(ERROR, to_wire(error, with_cause=False), respond)
+        else:
+            self._reply_unwritten(status, body, respond)
+
+    def _reply_unwritten(self, status: int, body: bytes, respond: Respond) -> None:
+        """Replies to a call that wrote nothing, when all that it may have seen is on disk."""
+
+        def follow(error: StorageFailed | None) -> None:
+            if error is None:
+                respond(status, body, 0)
+            else:
+                respond(ERROR, to_wire(error, with_cause=False), 0)
+
+        if self.tail is None:
+            self.host.confirm(follow)
+        elif self.tail.followers is None:
+            self.tail.followers = [follow]
+        else:
+            self.tail.followers.append(follow)
+
+    def _commit(
+        self,
+        record: Record,
+        context: CallContext | None,
+        respond: Respond,
+        status: int,
+        body: bytes,
+    ) -> None:
+        commit = _Commit(self, record, context, respond, status, body)
+        self.host.ledger.commit(record, commit.done)
+        self.pending += 1
+        self.tail = commit
+
+    def after_sync(self, send: Callable[[], None]) -> None:
+        """Runs `send` once all that was committed is on disk; drops it if the journal fails."""
+        if self.tail is None:
+            send()
+            return
+
+        def follow(error: StorageFailed | None) -> None:
+            if error is None:
+                send()
+
+        if self.tail.followers is None:
+            self.tail.followers = [follow]
+        else:
+            self.tail.followers.append(follow)
+
+    def settled(self) -> None:
+        """Everything committed is on disk."""
+        if not self.busy:
+            self.state.trim()
+            if self.state.grown:
+                self.outdated = True  # too large by now to be held whole
+                self.retire()
+
+    # -- life ---------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        try:
+            self.object_class = await self.host.class_for(self.id)
+            loaded = await self.host.ledger.load(self.id)
+            if self.gone:
+                return
+            self.state = State(self.id, self.host.ledger, loaded, self.object_class.fields)
+            self.sockets = Sockets(self.state, loaded.sockets)
+            self.instance = create(self.object_class.cls, self.id, self.state, self.sockets)
+            await self._hook("on_start")
+        except Redirected:
+            self._refuse(REDIRECT, b"")
+        except RayObjectsError as error:
+            self._refuse(ERROR, to_wire(error, with_cause=False))
+        except BaseException as error:
+            wrapped = MethodError.of(f"{self.id}.on_start", error)
+            self._refuse(ERROR, to_wire(wrapped, with_cause=True))
+        else:
+            self._task = None
+            if not self.gone:
+                self._next()
+
+    def _refuse(self, status: int, body: bytes) -> None:
+        """The object cannot be activated: answers all that wait."""
+        if self.gone:
+            return
+        self.gone = True
+        self.host.dropped(self)
+        for _, respond in self._queue or ():
+            respond(status, body, 0)
+        self._queue = None
+
+    async def _hook(self, name: str) -> None:
+        """Runs on_start or on_stop as a call of its own, with its own commit."""
+        assert self.object_class is not None
+        function = self.object_class.hook(name)
+        if function is None:
+            return
+        context = CallContext("", (str(self.id),), self.after_sync)
+        current_call.set(context)
+        self.state.begin()
+        try:
+            await self._invoke(Invocation(function, (self.instance,), {}, True))
+            changes = self.state.changes()
+            if changes and not self.gone:
+                record = Record(
+                    self.id.class_name,
+                    self.id.name,
+                    writes=changes.writes,
+                    clear=changes.clear,
+                    delete=changes.delete,
+                    sockets=changes.sockets,
+                    sends=changes.sends,
+                )
+                self._commit(record, context, no_reply, OK, b"")
+        except BaseException:
+            self.state.rollback()
+            raise
+        self.state.commit()
+
+    def retire(self) -> None:
+        """Takes the idle object out of memory; calls that come meanwhile go to its next
+        activation. Does nothing while a call runs: `_next` asks again."""
+        self.outdated = True
+        if self.busy or self.gone:
+            return
+        self.busy = True
+        self.after_sync(lambda: self._leave())
+
+    def _leave(self) -> None:
+        if self.gone:
+            return
+        if self.object_class is not None and self.object_class.hook("on_stop") is not None:
+            self._task = asyncio.ensure_future(self._stop())
+        else:
+            self._left()
+
+    async def _stop(self) -> None:
+        try:
+            await self._hook("on_stop")
+        except BaseException as error:
+            self.host.report(f"{self.id}.on_stop raised {type(error).__name__}: {error}")
+        self.after_sync(self._left)
+
+    def _left(self) -> None:
+        if self.gone:
+            return
+        self.gone = True
+        self._task = None
+        self.host.dropped(self)
+        for call, respond in self._queue or ():
+            self.host.resubmit(call, respond)
+        self._queue = None
+
+    def abandon(self) -> None:
+        """The journal failed: forgets everything; whoever waits has been answered or asks again."""
+        self.gone = True
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        queue, self._queue = self._queue, None
+        for _, respond in queue or ():
+            error = self.host.ledger.failed
+            assert error is not None
+            respond(ERROR, to_wire(error, with_cause=False), 0)
+
+    # -- words ----------------------------------------------------------------------------------
+
+    def _target(self, call: Call) -> str:
+        return f"{self.id}.{call.method}"
+
+    def _chain_error(self, call: Call) -> RayObjectsError | None:
+        if str(self.id) in call.chain:
+            circle = " → ".join((*call.chain, str(self.id)))
+            return Deadlock(
+                f"{circle} wait for each other in a circle: let one answer without the other"
+            )
+        if len(call.chain) >= CHAIN_DEPTH_MAX:
+            return InvalidCall(
+                f"{self._target(call)} is called through {len(call.chain)} objects that wait for "
+                f"each other; at most {CHAIN_DEPTH_MAX} may"
+            )
+        return None
+
+
+async def _called(invocation: Invocation) -> Any:
+    result = invocation.function(*invocation.arguments, **invocation.keywords)
+    if asyncio.iscoroutine(result):
+        return await result
+    return result
+
+
+def _itself(awaitable: Any) -> Any:
+    return awaitable
+
+
+def _raised_by_call(trace: Any) -> bool:
+    """Whether a TypeError came from binding the arguments: then no frame of the method is in its
+    traceback, only those of this module."""
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_globals is globals()

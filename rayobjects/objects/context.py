@@ -1,0 +1,67 @@
+"""The running call, as the stubs that it uses see it.
+
+A stub that is used inside a method must know for whom it calls: the call's id gives the child's id,
+the chain of waiting objects shows a circle, and the activation says when its writes are on disk.
+A context variable carries that through awaits and tasks, and to the lane of large objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+
+
+class CallContext:
+    """What a call hands down to the calls that it makes.
+
+    Attributes:
+        call_id: the id of the running call; "" where the call has none (on_start, on_stop).
+        chain: the objects that wait, outermost first, with the running one last.
+    """
+
+    __slots__ = ("_after_sync", "_children", "_ended", "_position", "call_id", "chain")
+
+    def __init__(
+        self,
+        call_id: str,
+        chain: tuple[str, ...],
+        after_sync: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self.call_id = call_id
+        self.chain = chain
+        self._children: list[Callable[[], None]] = []
+        self._ended = False
+        self._after_sync = after_sync
+        self._position = 0
+
+    def child_id(self) -> str:
+        """The id of the next call that this call makes: it follows from its own id and position,
+        so that a repetition of the call makes the same ones."""
+        self._position += 1
+        return f"{self.call_id}/{self._position}" if self.call_id else ""
+
+    @property
+    def made_calls(self) -> bool:
+        """Whether the call has called other objects."""
+        return self._position > 0
+
+    def after_sync(self, send: Callable[[], None]) -> None:
+        """Runs `send` once everything that the object has committed is on disk (guarantee 4)."""
+        self._after_sync(send)
+
+    def add_child(self, acknowledge: Callable[[], None]) -> None:
+        """A child has replied; `acknowledge` lets its host forget that, once this call ended."""
+        if self._ended:
+            acknowledge()
+        else:
+            self._children.append(acknowledge)
+
+    def ended(self) -> None:
+        """The call has ended for good: the replies of its children are needed no more."""
+        self._ended = True
+        children, self._children = self._children, []
+        for acknowledge in children:
+            acknowledge()
+
+
+current_call: ContextVar[CallContext | None] = ContextVar("current_call", default=None)

@@ -1,0 +1,208 @@
+"""A host's end of one channel: order, repetitions, and replies that wait for their ride.
+
+The other end numbers its calls, and its batches within a session. This end
+    - takes a session's batches in order, whatever order Ray brings them in;
+    - runs no call twice: a call that comes again in a later session is answered from
+      `_unacknowledged` (this process has it running or has its reply), or from the journal (an
+      earlier process had committed it);
+    - answers a batch as soon as all of its calls are done, or after LATE_AFTER_S with those that
+      are; the others are late and follow over the standing request.
+
+When this process dies, all of this is gone; the channel meets an end that does not know its
+session (`stale`), begins a new one and sends again what was not answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from rayobjects.limits import CHANNEL_BATCHES_HELD_MAX, POLL_S
+from rayobjects.messages import Batch, Poll, Replies, Reply
+
+if TYPE_CHECKING:
+    from rayobjects.objects.host_core import HostCore
+
+LATE_AFTER_S = 0.002
+"""How long the answer to a batch waits for calls that are not done: a few syncs. Then the answer
+goes without them, so that a slow call holds back nobody."""
+
+_RUNNING = Reply(-1, 0, b"")
+_LATE = Reply(-2, 0, b"")
+
+
+class HostChannel:
+    """The host's end of the channel of one process."""
+
+    def __init__(self, core: HostCore, channel: str, session: int) -> None:
+        self._core = core
+        self.channel = channel
+        self.session = session
+        self.heard_at = core.clock.monotonic()
+        self._next_index = 0
+        self._held: dict[int, tuple[Batch, asyncio.Future[None]]] = {}
+        self._unacknowledged: dict[int, Reply] = {}
+        self._ids: dict[int, str] = {}
+        self._ready: list[Reply] = []
+        self._running = 0
+        self._late = 0
+        self._deliveries: list[asyncio.Future[None]] = []
+        self._poll: asyncio.Future[None] | None = None
+        self._gone = False
+
+    # -- calls in -------------------------------------------------------------------------------
+
+    async def deliver(self, batch: Batch) -> Replies:
+        """Takes a batch; returns the replies that are ready."""
+        if batch.session > self.session:
+            self._begin(batch.session)
+        if batch.session < self.session or self._gone:
+            return Replies([], stale=True)
+        if batch.index > self._next_index:
+            if len(self._held) >= CHANNEL_BATCHES_HELD_MAX:
+                return Replies([], stale=True)
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._held[batch.index] = (batch, turn)
+            await turn
+            if batch.session < self.session or self._gone:
+                return Replies([], stale=True)
+        elif batch.index < self._next_index:
+            return Replies([], stale=True)
+        self._take(batch)
+        self._next_index += 1
+        held = self._held.pop(self._next_index, None)
+        if held is not None:
+            held[1].set_result(None)
+        if self._running:
+            await self._done_or_late()
+        return self._answer(batch.session)
+
+    def _begin(self, session: int) -> None:
+        """The other end begins anew: it will send again whatever it has no answer to."""
+        self.session = session
+        self._next_index = 0
+        self._ready = []
+        held, self._held = self._held, {}
+        for _, turn in held.values():
+            turn.set_result(None)
+        self._wake_deliveries()
+        self.wake()
+
+    def _take(self, batch: Batch) -> None:
+        core, channel = self._core, self.channel
+        for number in batch.acks:
+            reply = self._unacknowledged.pop(number, None)
+            if reply is None or not reply.sequence:
+                self._ids.pop(number, None)
+                continue
+            id = self._ids.pop(number, None) or f"{channel}:{number}"
+            if not id.startswith("key:"):
+                core.ledger.forget(id)
+        for call in batch.calls:
+            number = call.number
+            known = self._unacknowledged.get(number)
+            if known is not None:
+                if known is not _RUNNING and known is not _LATE:
+                    self._ready.append(known)
+                continue
+            self._unacknowledged[number] = _RUNNING
+            self._running += 1
+            explicit = bool(call.id)
+            if explicit:
+                self._ids[number] = call.id
+            else:
+                call.id = f"{channel}:{number}"
+            core.submit(call, _Reply(self, number), explicit, batch.resent)
+
+    def reply(self, number: int, status: int, body: bytes, sequence: int) -> None:
+        """A call is done, and everything that it saw is on disk."""
+        if self._gone:
+            return
+        reply = Reply(number, status, body, sequence)
+        if self._unacknowledged.get(number) is _LATE:
+            self._late -= 1
+            self._unacknowledged[number] = reply
+            self._ready.append(reply)
+            self.wake()
+            return
+        self._unacknowledged[number] = reply
+        self._ready.append(reply)
+        self._running -= 1
+        if not self._running:
+            self._wake_deliveries()
+
+    # -- replies out ----------------------------------------------------------------------------
+
+    async def _done_or_late(self) -> None:
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._deliveries.append(waiter)
+        timer = loop.call_later(LATE_AFTER_S, self._declare_late)
+        await waiter
+        timer.cancel()
+
+    def _declare_late(self) -> None:
+        for number, reply in self._unacknowledged.items():
+            if reply is _RUNNING:
+                self._unacknowledged[number] = _LATE
+        self._late += self._running
+        self._running = 0
+        self._wake_deliveries()
+
+    def _wake_deliveries(self) -> None:
+        waiters, self._deliveries = self._deliveries, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _answer(self, session: int) -> Replies:
+        if self._gone or session != self.session:
+            return Replies([], stale=True)  # the replies belong to the session that came after
+        ready, self._ready = self._ready, []
+        return Replies(ready, self._late, self._core.incarnation)
+
+    async def poll(self, poll: Poll) -> Replies:
+        """Keeps a standing request until there is something for it, for POLL_S at most."""
+        if self._gone or poll.session != self.session:
+            return Replies([], stale=True)
+        outbox = self._core.outbox_for_poll(poll)
+        if self._poll is not None and not self._poll.done():
+            self._poll.set_result(None)  # the other end has given up on that one
+        if not self._ready and not len(outbox or ()):
+            loop = asyncio.get_running_loop()
+            waiter: asyncio.Future[None] = loop.create_future()
+            self._poll = waiter
+            timer = loop.call_later(POLL_S, self.wake)
+            await waiter
+            timer.cancel()
+            if self._poll is not waiter:
+                return Replies([], self._late, self._core.incarnation, [], poll.pushed)
+            self._poll = None
+            outbox = self._core.outboxes.get(self.channel)
+        answer = self._answer(poll.session)
+        if outbox is not None and not answer.stale:
+            answer.pushes, answer.pushed = outbox.page()
+        return answer
+
+    def wake(self) -> None:
+        """Something is there for the standing request."""
+        if self._poll is not None and not self._poll.done():
+            self._poll.set_result(None)
+
+    def abandon(self) -> None:
+        """The core is dropped: every open request says `stale`, and the other end begins anew."""
+        self._gone = True
+        self._begin(self.session)
+
+
+class _Reply:
+    """Sends one call's reply into its channel."""
+
+    __slots__ = ("_channel", "_number")
+
+    def __init__(self, channel: HostChannel, number: int) -> None:
+        self._channel = channel
+        self._number = number
+
+    def __call__(self, status: int, body: bytes, sequence: int) -> None:
+        self._channel.reply(self._number, status, body, sequence)

@@ -1,0 +1,202 @@
+"""From a call to the function that it runs, and from the result to the reply.
+
+Five encodings arrive here (see `messages`): calls of stubs, of HTTP, of WebSockets, raw requests,
+and the runtime's own. Whatever came in over HTTP or a WebSocket is checked against the method's
+signature and never unpickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from rayobjects import messages
+from rayobjects.errors import InvalidCall, to_wire
+from rayobjects.messages import ERROR, JSON, OK, PICKLE, REQUEST, SOCKET, TEXT, Call
+from rayobjects.objects.http import Request, Response
+from rayobjects.storage import values
+
+if TYPE_CHECKING:
+    from rayobjects.objects.activation import Activation
+
+
+class Invocation(NamedTuple):
+    """A function with its arguments. `is_async`: it must run in a task."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    is_async: bool
+
+
+def invocation_of(call: Call, activation: Activation) -> Invocation:
+    """Finds what a call runs.
+
+    Raises:
+        InvalidCall: there is no such method, or the arguments are not of its kind.
+    """
+    encoding = call.encoding
+    if encoding in (PICKLE, JSON):
+        method = activation.object_class.methods.get(call.method)  # type: ignore[union-attr]
+        if method is None or (encoding == JSON and method.internal):
+            raise _unknown_method(call, activation)
+        if encoding == PICKLE:
+            try:
+                arguments, keywords = values.load(call.args)
+            except Exception as error:
+                raise InvalidCall(
+                    f"the arguments of {activation.id}.{call.method} could not be unpickled on its "
+                    f"host ({type(error).__name__}: {error}): install the same packages there, or "
+                    "pass plain data"
+                ) from error
+            arguments = (activation.instance, *arguments)
+        else:
+            arguments, keywords = (activation.instance,), method.parse_json(call.args)
+        return Invocation(method.function, arguments, keywords, method.is_async)
+    if encoding == SOCKET:
+        return _socket_invocation(call, activation)
+    if encoding == REQUEST:
+        return _request_invocation(call, activation)
+    return _system_invocation(call, activation)
+
+
+def encode_result(call: Call, invocation: Invocation, result: Any) -> tuple[int, bytes]:
+    """Encodes what a method returned, the way its caller wants it; returns (status, body).
+
+    Raises:
+        InvalidCall: it cannot be encoded.
+    """
+    encoding = call.encoding
+    if encoding == PICKLE:
+        return OK, values.dump(result)
+    if encoding == SOCKET:
+        return (OK, b"") if result is None else (ERROR, result)
+    if encoding == REQUEST:
+        return OK, _encode_response(call, result)
+    try:
+        return OK, messages.encode_json(result)
+    except (TypeError, ValueError, OverflowError, UnicodeEncodeError, RecursionError) as error:
+        raise InvalidCall(
+            f"the result of {call.class_name}/{call.name}.{call.method} has no JSON form "
+            f"({error}): return plain data, a dataclass or a pydantic model, or call it by stub",
+            status=500,
+        ) from error
+
+
+def _unknown_method(call: Call, activation: Activation) -> InvalidCall:
+    object_class = activation.object_class
+    assert object_class is not None
+    known = sorted(name for name, method in object_class.methods.items() if not method.internal)
+    return InvalidCall(
+        f"{call.class_name} has no method {call.method!r}; it has: {', '.join(known) or 'none'}",
+        status=404,
+    )
+
+
+# -- WebSockets ---------------------------------------------------------------------------------
+
+
+def _socket_invocation(call: Call, activation: Activation) -> Invocation:
+    assert activation.object_class is not None
+    if not activation.object_class.info.sockets:
+        raise InvalidCall(
+            f"{call.class_name} takes no WebSockets: define on_connect or on_message", status=404
+        )
+    event = messages.decode_socket_event(call.args)
+    return Invocation(_run_socket_event, (activation, call.method, event), {}, True)
+
+
+async def _run_socket_event(
+    activation: Activation, method: str, event: messages.SocketEvent
+) -> bytes | None:
+    """Runs on_connect, on_message or on_close; returns an encoded refusal, or None."""
+    object_class, sockets = activation.object_class, activation.sockets
+    assert object_class is not None
+    if method == "on_connect":
+        socket = sockets.opened(
+            event.socket, event.gateway, query=event.query, headers=event.headers
+        )
+        arguments: tuple[Any, ...] = (socket,)
+    else:
+        known = sockets.get(event.socket)
+        if known is None:
+            return to_wire(socket_gone(activation), with_cause=False)
+        socket = known
+        text: str | bytes = (
+            event.data.decode("utf-8", "replace") if event.kind == TEXT else event.data
+        )
+        if method == "on_message":
+            arguments = (socket, text)
+        else:
+            sockets.closed(event.socket)
+            arguments = (socket, event.code, event.data.decode("utf-8", "replace"))
+    hook = object_class.hook(method)
+    if hook is not None:
+        result = hook(activation.instance, *arguments)
+        if hasattr(result, "__await__"):
+            await result
+    if method == "on_connect" and socket.refused is not None:
+        code, reason = socket.refused
+        sockets.closed(event.socket)
+        return to_wire(
+            InvalidCall(
+                f"{activation.id} refused the connection: {reason or code}",
+                status=403,
+                details={"close": [code, reason]},
+            ),
+            with_cause=False,
+        )
+    return None
+
+
+def socket_gone(activation: Activation) -> InvalidCall:
+    """The object does not know the socket (any more): its gateway closes it."""
+    return InvalidCall(
+        f"{activation.id} does not know this socket any more: connect again",
+        status=404,
+        details={"socket": "gone"},
+    )
+
+
+# -- raw requests -------------------------------------------------------------------------------
+
+
+def _request_invocation(call: Call, activation: Activation) -> Invocation:
+    assert activation.object_class is not None
+    hook = activation.object_class.hook("on_request")
+    if hook is None:
+        raise InvalidCall(f"{call.class_name} takes no raw requests: define on_request", status=404)
+    request = Request.from_message(messages.decode_request(call.args))
+    return Invocation(hook, (activation.instance, request), {}, True)
+
+
+def _encode_response(call: Call, result: Any) -> bytes:
+    if not isinstance(result, Response):
+        result = Response(result)
+    return messages.encode(result.to_message())
+
+
+# -- the runtime's own methods ------------------------------------------------------------------
+
+
+class _StateArguments(msgspec.Struct):
+    limit: int = 1_000
+
+
+def _system_invocation(call: Call, activation: Activation) -> Invocation:
+    if call.method == "state":
+        limit = msgspec.json.decode(call.args, type=_StateArguments).limit
+        return Invocation(activation.state.to_json, (), {"limit": limit}, False)
+    if call.method == "delete":
+        return Invocation(_delete, (activation,), {}, False)
+    raise InvalidCall(f"there is no system method {call.method!r}", status=404)
+
+
+def _delete(activation: Activation) -> bool:
+    """Deletes the object: returns whether there was one. The activation leaves after the call."""
+    existed = activation.state.exists
+    activation.state.delete()
+    activation.outdated = True
+    return existed

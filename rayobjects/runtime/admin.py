@@ -1,0 +1,157 @@
+"""What the command line asks: the state of hosts and objects, and the end of all."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import ray
+
+from rayobjects.errors import InvalidCall
+from rayobjects.ids import ObjectId, check_object_name
+from rayobjects.messages import JSON, SYSTEM, Call
+from rayobjects.runtime import placement, process
+from rayobjects.runtime.configuration import (
+    delete_configuration,
+    read_catalog,
+    read_configuration,
+)
+from rayobjects.runtime.response import Response
+from rayobjects.runtime.stubs import Namespace
+
+ASK_WITHIN_S = 10.0
+STOP_WITHIN_S = 60.0
+
+
+class HostStatus(msgspec.Struct):
+    """One host.
+
+    Attributes:
+        state: "alive", or why it did not answer.
+        figures: what the host says of itself (`stats`): live objects, sockets, epoch, journal …
+    """
+
+    name: str
+    state: str
+    figures: dict[str, Any]
+
+
+class ClassStatus(msgspec.Struct):
+    """One deployed class."""
+
+    name: str
+    version: int
+    hosting: str
+    methods: list[str]
+
+
+class Status(msgspec.Struct):
+    """What runs, and where its storage is."""
+
+    cluster_id: str
+    storage: str
+    shards: int
+    hosting: str
+    pinned_to: str
+    hosts: list[HostStatus]
+    classes: list[ClassStatus]
+
+
+def status() -> Status:
+    """The state of the cluster's hosts and classes.
+
+    Raises:
+        InvalidCall: this cluster runs no rayobjects.
+    """
+    configuration = read_configuration()
+    if configuration is None:
+        raise InvalidCall("this Ray cluster runs no rayobjects: start it with `rayobjects serve`")
+    asked: dict[str, Any] = {}
+    for host in placement.live_hosts():
+        try:
+            asked[host] = ray.get_actor(host, namespace=placement.NAMESPACE).stats.remote()
+        except ValueError:
+            continue  # it has ended meanwhile
+    references = list(asked.values())
+    if references:
+        ray.wait(references, num_returns=len(references), timeout=ASK_WITHIN_S)
+    hosts = []
+    for host, reference in asked.items():
+        try:
+            figures = ray.get(reference, timeout=0.1)
+            hosts.append(HostStatus(host, figures.get("error") or "alive", figures))
+        except ray.exceptions.GetTimeoutError:
+            hosts.append(HostStatus(host, f"no answer within {ASK_WITHIN_S:g} s", {}))
+        except ray.exceptions.RayError as error:
+            hosts.append(HostStatus(host, f"restarting ({type(error).__name__})", {}))
+    catalog = read_catalog()
+    return Status(
+        cluster_id=configuration.cluster_id,
+        storage=configuration.root,
+        shards=configuration.shards,
+        hosting=configuration.hosting,
+        pinned_to=configuration.node_id,
+        hosts=hosts,
+        classes=[
+            ClassStatus(
+                info.name,
+                info.version,
+                info.hosting or configuration.hosting,
+                sorted(name for name, method in info.methods.items() if not method.internal),
+            )
+            for info in sorted(catalog.classes.values(), key=lambda each: each.name)
+        ],
+    )
+
+
+def call(class_name: str, name: str, method: str, keywords: dict[str, Any]) -> Any:
+    """Calls a method with JSON arguments, as HTTP does; returns what its JSON reply says."""
+    return _ask(class_name, name, method, JSON, json.dumps(keywords).encode())
+
+
+def object_state(class_name: str, name: str, *, limit: int = 1_000) -> dict[str, Any]:
+    """An object's attributes and at most `limit` of its storage keys, as JSON types."""
+    state: dict[str, Any] = _ask(
+        class_name, name, "state", SYSTEM, json.dumps({"limit": limit}).encode()
+    )
+    return state
+
+
+def delete_object(class_name: str, name: str) -> bool:
+    """Deletes an object with all that it has; returns whether it existed."""
+    existed: bool = _ask(class_name, name, "delete", SYSTEM, b"")
+    return existed
+
+
+def list_objects(class_name: str, prefix: str = "", after: str = "", limit: int = 100) -> list[str]:
+    """Names of a class's objects that exist."""
+    return Namespace[Any](class_name).list(prefix, after, limit)
+
+
+def _ask(class_name: str, name: str, method: str, encoding: int, args: bytes) -> Any:
+    id = ObjectId(class_name, check_object_name(name))
+    router = process.router()
+    response: Response[Any] = Response(router, f"{id}.{method}", encoding)
+    router.submit(Call(0, *id, method, encoding, args), response._replied, None)
+    return response.result()
+
+
+def stop_hosts() -> None:
+    """Lets every object leave, closes the storage and ends all hosts; the state stays."""
+    hosts = placement.live_hosts()
+    # Dedicated objects first: they commit through the hosts of the shards.
+    shards = [host for host in hosts if placement.shard_of_host(host) is not None]
+    for group in ([host for host in hosts if host not in shards], shards):
+        handles = []
+        for host in group:
+            try:
+                handles.append(ray.get_actor(host, namespace=placement.NAMESPACE))
+            except ValueError:
+                continue
+        stopping = [handle.stop.remote() for handle in handles]
+        if stopping:
+            ray.wait(stopping, num_returns=len(stopping), timeout=STOP_WITHIN_S)
+        for handle in handles:
+            ray.kill(handle, no_restart=True)
+    delete_configuration()

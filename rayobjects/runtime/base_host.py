@@ -1,0 +1,192 @@
+"""What both kinds of hosts do: take batches, open their ledger, and begin anew when it fails.
+
+A host opens its ledger with the first call and keeps the error if that fails: then every call is
+answered with it, and the next call after OPEN_AGAIN_S tries again, so a full disk that has room
+again needs no restart. A ledger that fails later takes the whole core with it (see HostCore.fail);
+the host opens a new one, exactly as a new process would, and channels send again what was not
+answered. Only a host that has lost its epoch to another process ends its own: it is the stale one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import Any
+
+from rayobjects.clock import SystemClock
+from rayobjects.errors import RayObjectsError, StorageFailed, to_wire
+from rayobjects.ids import ObjectId
+from rayobjects.messages import ERROR, Replies, Reply, decode_batch, decode_poll, encode
+from rayobjects.objects.catalog import ObjectClass
+from rayobjects.objects.host_core import HostCore
+from rayobjects.objects.ledger import Ledger
+from rayobjects.runtime import process
+from rayobjects.runtime.background import spawn
+from rayobjects.runtime.configuration import Configuration
+from rayobjects.runtime.host_classes import HostClasses
+from rayobjects.runtime.router import Router
+
+logger = logging.getLogger("rayobjects")
+
+OPEN_AGAIN_S = 0.5
+"""After a failed opening, calls get its error for so long before the next attempt."""
+
+SWEEP_EVERY_S = 1.0
+
+
+class BaseHost:
+    """The part of a host that does not depend on where its ledger is."""
+
+    def __init__(self, configuration: Configuration, host: str) -> None:
+        self.configuration = configuration
+        self.host = host
+        self.clock = SystemClock()
+        self.incarnation = process.new_router_id()
+        self.classes = HostClasses()
+        self.core: HostCore | None = None
+        self._router: Router | None = None
+        self._opening = asyncio.Lock()
+        self._open_error: StorageFailed | None = None
+        self._open_again_at = 0.0
+        self._sweeper: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    # -- for subclasses ---------------------------------------------------------------------
+
+    async def open_ledger(self) -> Ledger:
+        """Opens the ledger; raises StorageFailed."""
+        raise NotImplementedError
+
+    async def close_ledger(self, *, cleanly: bool) -> None:
+        """Closes it; unless `cleanly`, as a crash would leave it."""
+        raise NotImplementedError
+
+    def owns(self, id: ObjectId, object_class: ObjectClass | None) -> bool:
+        """Whether the object lives here."""
+        raise NotImplementedError
+
+    async def sweep(self) -> None:
+        """What else there is to do every second."""
+
+    # -- what channels ask --------------------------------------------------------------------
+
+    async def deliver(self, body: bytes) -> bytes:
+        """Takes a `Batch`, returns `Replies`."""
+        core = self.core
+        if core is None or core.failed is not None:
+            try:
+                core = await self._opened()
+            except RayObjectsError as error:
+                wire = to_wire(error, with_cause=False)
+                calls = decode_batch(body).calls
+                return encode(
+                    Replies(
+                        [Reply(call.number, ERROR, wire) for call in calls],
+                        incarnation=self.incarnation,
+                    )
+                )
+        return encode(await core.deliver(decode_batch(body)))
+
+    async def poll(self, body: bytes) -> bytes:
+        """Takes a `Poll`, returns `Replies` when there is something to bring."""
+        if self.core is None:
+            return encode(Replies([], stale=True))
+        return encode(await self.core.poll(decode_poll(body)))
+
+    async def start(self) -> dict[str, Any]:
+        """Opens the storage now instead of with the first call; returns `stats`."""
+        await self._opened()
+        return await self.stats()
+
+    async def configure(self, configuration: Configuration) -> None:
+        """The configuration has changed (the manifest of an older root had its own shards)."""
+        self.configuration = configuration
+        if self._router is not None:
+            self._router.configuration = configuration
+
+    async def refresh(self, class_names: list[str]) -> None:
+        """These classes may have a new version."""
+        if self._router is not None:
+            await self._router.refresh()
+        outdated = self.classes.outdated(set(class_names))
+        if self.core is not None:
+            self.core.refresh(outdated)
+
+    async def stats(self) -> dict[str, Any]:
+        """Figures for `rayobjects status`."""
+        core = self.core
+        return {
+            "host": self.host,
+            "pid": os.getpid(),
+            "incarnation": self.incarnation,
+            "live": len(core.activations) if core is not None else 0,
+            "sockets": sum(map(len, core.sockets.values())) if core is not None else 0,
+            "error": str(self._open_error or "") if core is None else str(core.failed or ""),
+        }
+
+    async def stop(self) -> None:
+        """Lets all objects leave and closes the storage cleanly."""
+        self._stopped = True
+        async with self._opening:
+            core, self.core = self.core, None
+            if core is not None:
+                await core.stop()
+                await self.close_ledger(cleanly=True)
+
+    # -- opening ------------------------------------------------------------------------------
+
+    async def _opened(self) -> HostCore:
+        async with self._opening:
+            core = self.core
+            if core is not None and core.failed is None:
+                return core
+            if self._stopped:
+                raise StorageFailed(f"the host {self.host} is shutting down: try again")
+            now = self.clock.monotonic()
+            if self._open_error is not None and now < self._open_again_at:
+                raise self._open_error
+            try:
+                if core is not None:
+                    self.core = None
+                    core.release()
+                    await self.close_ledger(cleanly=False)
+                self.core = await self._open()
+            except StorageFailed as error:
+                self._open_error = error
+                self._open_again_at = self.clock.monotonic() + OPEN_AGAIN_S
+                logger.error("the host %s could not open its storage: %s", self.host, error)
+                raise
+            self._open_error = None
+            return self.core
+
+    async def _open(self) -> HostCore:
+        loop = asyncio.get_running_loop()
+        if self._router is None:
+            self._router = Router(process.new_router_id(), loop, self.configuration, self.clock)
+            process.adopt(self._router)
+            self._sweeper = spawn(self._sweep_for_ever())
+        ledger = await self.open_ledger()
+        core = HostCore(
+            ledger=ledger,
+            classes=self.classes,
+            clock=self.clock,
+            owns=self.owns,
+            incarnation=process.new_router_id(),
+            idle_s=self.configuration.idle_s,
+        )
+        self._router.serve_locally(self.host, core)
+        return core
+
+    async def _sweep_for_ever(self) -> None:
+        while not self._stopped:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            core = self.core
+            if core is None:
+                continue
+            if core.failed is None:
+                core.sweep()
+                await self.sweep()
+            elif core.failed.details.get("lost") == "epoch":
+                logger.error("%s ends, because another process has taken over", self.host)
+                os._exit(1)

@@ -1,0 +1,324 @@
+"""A channel: the batched, ordered, self-healing link from this process to one host.
+
+Ray costs about a millisecond a call whatever it carries, so calls travel in batches: those made
+while a batch is under way go together in the next. Replies come with the answer to their batch, or,
+where a call takes long, over a standing request (which also brings socket messages to gateways).
+
+States: CONNECTED → (any failure, or `stale`) → CONNECTING → CONNECTED. Connecting begins a new
+session: all calls without a reply are sent again, in their order and with their ids, so the host
+answers from what it remembers or from the journal and runs none twice. It goes on until the host
+answers, or until `unavailable_after_s` have passed without any answer; then the waiting calls fail
+with Unavailable, and the next call begins anew.
+
+All of it lives on one event loop; `runtime.router` brings calls of other threads there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from ray.exceptions import RayError
+
+from rayobjects.clock import Clock
+from rayobjects.errors import Overloaded, RayObjectsError, Unavailable
+from rayobjects.limits import (
+    BATCH_BYTES_MAX,
+    BATCH_CALLS_MAX,
+    CHANNEL_CALLS_MAX,
+    POLL_S,
+)
+from rayobjects.messages import (
+    Batch,
+    Call,
+    Poll,
+    Replies,
+    Reply,
+    decode_replies,
+    encode,
+)
+from rayobjects.runtime.background import spawn
+
+if TYPE_CHECKING:
+    from rayobjects.runtime.router import Router
+
+BATCHES_UNDER_WAY_MAX = 2
+"""One is being worked on while the next is on its way; more would only make batches smaller."""
+
+ANSWER_WITHIN_S = 15.0
+"""No answer to a batch for so long means that the host is lost, or held up by a method that blocks
+it; then a new session asks again. A call to a dead node can hang for 15 s (Ray)."""
+
+RETRY_FIRST_S = 0.02
+RETRY_MAX_S = 0.5
+
+Handle = Any
+Replied = Callable[[Reply | RayObjectsError], None]
+
+
+class _Waiting:
+    """A call without a reply."""
+
+    __slots__ = ("call", "keep", "replied")
+
+    def __init__(self, call: Call, replied: Replied, keep: bool) -> None:
+        self.call = call
+        self.replied = replied
+        self.keep = keep
+
+
+class Channel:
+    """The channel to one host.
+
+    Args:
+        locate: finds the host's actor, creating it where there is none; raises RayObjectsError if
+            that cannot succeed.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        host: str,
+        locate: Callable[[], Awaitable[Handle]],
+        clock: Clock,
+        unavailable_after_s: float,
+    ) -> None:
+        self.host = host
+        self.sockets: set[tuple[str, str, str]] = set()
+        self._router = router
+        self._locate = locate
+        self._clock = clock
+        self._unavailable_after_s = unavailable_after_s
+        self._handle: Handle | None = None
+        self._connected = False
+        self._connecting: asyncio.Task[None] | None = None
+        self._session = 0
+        self._index = 0
+        self._number = 0
+        self._under_way = 0
+        self._flush_due = False
+        self._waiting: dict[int, _Waiting] = {}
+        self._queue: deque[Call] = deque()
+        self._acks: list[int] = []
+        self._late: set[int] = set()
+        self._polling: asyncio.Task[None] | None = None
+        self._incarnation = ""
+        self._pushed = 0
+        self._sockets_told = False
+        self._closed = False
+
+    # -- calls ----------------------------------------------------------------------------------
+
+    def send(self, call: Call, replied: Replied, *, keep: bool = False) -> int:
+        """Sends a call; `replied(reply or error)` follows. Returns the call's number.
+
+        Args:
+            keep: the host must not forget the reply until `acknowledge` is called.
+        """
+        if len(self._waiting) >= CHANNEL_CALLS_MAX:
+            replied(
+                Overloaded(
+                    f"{CHANNEL_CALLS_MAX:,} calls to the host {self.host} wait for their replies: "
+                    "await some before you send more"
+                )
+            )
+            return 0
+        self._number += 1
+        call.number = self._number
+        self._waiting[call.number] = _Waiting(call, replied, keep)
+        self._queue.append(call)
+        if not self._flush_due and self._under_way < BATCHES_UNDER_WAY_MAX:
+            # At the end of this tick, so that the calls of one tick travel together.
+            self._flush_due = True
+            self._router.loop.call_soon(self._flush)
+        return call.number
+
+    def acknowledge(self, number: int) -> None:
+        """The reply of a call that was sent with `keep` is needed no more."""
+        self._acks.append(number)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        if not self._connected:
+            self._connect()
+            return
+        while self._queue and self._under_way < BATCHES_UNDER_WAY_MAX:
+            self._under_way += 1
+            spawn(self._send_batch(self._next_batch(resent=False), self._session))
+
+    def _next_batch(self, *, resent: bool) -> Batch:
+        queue = self._queue
+        if (
+            len(queue) <= BATCH_CALLS_MAX
+            and sum(len(call.args) for call in queue) < BATCH_BYTES_MAX
+        ):
+            calls = list(queue)
+            queue.clear()
+        else:
+            calls, size = [], 0
+            while queue and len(calls) < BATCH_CALLS_MAX:
+                size += len(queue[0].args)
+                if calls and size > BATCH_BYTES_MAX:
+                    break
+                calls.append(queue.popleft())
+        acks, self._acks = self._acks, []
+        batch = Batch(self._router.id, self._session, self._index, calls, acks, resent)
+        self._index += 1
+        return batch
+
+    async def _send_batch(self, batch: Batch, session: int) -> None:
+        assert self._handle is not None
+        try:
+            answer = await asyncio.wait_for(
+                self._handle.deliver.remote(encode(batch)).as_future(_internal=True),
+                ANSWER_WITHIN_S,
+            )
+        except (TimeoutError, RayError, OSError) as error:
+            self._acks.extend(batch.acks)
+            self._lost(session, error)
+            return
+        if session != self._session:
+            return
+        self._under_way -= 1
+        replies = decode_replies(answer)
+        if replies.stale:
+            self._acks.extend(batch.acks)
+            self._lost(session, None)
+            return
+        self._arrived(replies, batch)
+        if self._queue:
+            self._flush()
+
+    # -- replies --------------------------------------------------------------------------------
+
+    def _arrived(self, replies: Replies, batch: Batch | None) -> None:
+        if replies.incarnation != self._incarnation:
+            self._incarnation, self._pushed = replies.incarnation, 0
+        for reply in replies.replies:
+            waiting = self._waiting.pop(reply.number, None)
+            if waiting is None:
+                continue
+            if not waiting.keep:
+                self._acks.append(reply.number)
+            self._late.discard(reply.number)
+            waiting.replied(reply)
+        if batch is not None and replies.late:
+            self._late.update(call.number for call in batch.calls if call.number in self._waiting)
+        for push in replies.pushes:
+            if self._router.on_push is not None:
+                self._router.on_push(push)
+        if (self._late or self.sockets) and self._polling is None:
+            self._polling = spawn(self._poll(self._session))
+
+    def need_poll(self) -> None:
+        """A socket's object lives at this host: keeps a standing request open from now on."""
+        if self._connected and self._polling is None:
+            self._polling = spawn(self._poll(self._session))
+
+    async def _poll(self, session: int) -> None:
+        try:
+            while session == self._session and (self._late or self.sockets):
+                poll = Poll(self._router.id, session, self._pushed, self._incarnation)
+                if not self._sockets_told and self._router.on_push is not None:
+                    poll.sockets = list(self.sockets)
+                assert self._handle is not None
+                answer = await asyncio.wait_for(
+                    self._handle.poll.remote(encode(poll)).as_future(_internal=True),
+                    POLL_S + ANSWER_WITHIN_S,
+                )
+                if session != self._session:
+                    return
+                replies = decode_replies(answer)
+                if replies.stale:
+                    self._lost(session, None)
+                    return
+                self._sockets_told = True
+                self._arrived(replies, None)
+                if replies.incarnation == self._incarnation:
+                    self._pushed = max(self._pushed, replies.pushed)
+        except (TimeoutError, RayError, OSError) as error:
+            self._lost(session, error)
+        finally:
+            if session == self._session:
+                self._polling = None
+
+    # -- failure --------------------------------------------------------------------------------
+
+    def _lost(self, session: int, error: BaseException | None) -> None:
+        """The session is over; what has no reply is sent again in the next."""
+        if session == self._session and not self._closed:
+            self._connected = False
+            if self._waiting or self.sockets:
+                self._connect()
+
+    def _connect(self) -> None:
+        if self._connecting is None or self._connecting.done():
+            self._connecting = spawn(self._connect_until_answered())
+
+    async def _connect_until_answered(self) -> None:
+        started_at = self._clock.monotonic()
+        delay_s = RETRY_FIRST_S
+        why: object = "it gave no answer"
+        while not self._closed:
+            self._begin_session()
+            try:
+                handle = await asyncio.wait_for(self._locate(), ANSWER_WITHIN_S)
+                batch = self._next_batch(resent=True)
+                answer = await asyncio.wait_for(
+                    handle.deliver.remote(encode(batch)).as_future(_internal=True), ANSWER_WITHIN_S
+                )
+                replies = decode_replies(answer)
+                if not replies.stale:
+                    self._handle, self._connected = handle, True
+                    self._arrived(replies, batch)
+                    self._flush()
+                    return
+            except RayObjectsError as error:
+                self._fail_waiting(error)
+                return
+            except (TimeoutError, RayError, OSError, ValueError) as error:
+                why = error
+            if self._clock.monotonic() - started_at > self._unavailable_after_s:
+                self._fail_waiting(
+                    Unavailable(
+                        f"the host {self.host} could not be reached within "
+                        f"{self._unavailable_after_s:g} s ({_brief(why)}): try again with the same "
+                        "id, and look at `rayobjects status`"
+                    )
+                )
+                return
+            await asyncio.sleep(delay_s)
+            delay_s = min(RETRY_MAX_S, delay_s * 2)
+
+    def _begin_session(self) -> None:
+        self._session += 1
+        self._index = 0
+        self._under_way = 0
+        self._late = set()
+        self._polling = None
+        self._sockets_told = False
+        self._queue = deque(waiting.call for waiting in self._waiting.values())
+
+    def _fail_waiting(self, error: RayObjectsError) -> None:
+        waiting, self._waiting = self._waiting, {}
+        self._queue.clear()
+        for each in waiting.values():
+            each.replied(error)
+
+    def close(self) -> None:
+        """Ends the channel; calls without a reply fail with Unavailable."""
+        self._closed = True
+        self._connected = False
+        self._session += 1
+        self._fail_waiting(Unavailable("the client was shut down: call ro.init() again"))
+
+    @property
+    def idle(self) -> bool:
+        return not self._waiting and not self.sockets
+
+
+def _brief(why: object) -> str:
+    lines = str(why).strip().splitlines()
+    return f"{type(why).__name__}: {lines[0]}" if lines else type(why).__name__

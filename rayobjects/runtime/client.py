@@ -1,0 +1,224 @@
+"""`ro.init`, `ro.deploy`, `ro.namespace`: from nothing to a stub."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import Any, overload
+
+import msgspec
+import ray
+
+from rayobjects.errors import InvalidCall, RayObjectsError, StorageFailed, Unavailable
+from rayobjects.limits import SHARDS_DEFAULT_MAX, SHARDS_MAX
+from rayobjects.objects.catalog import ClassInfo, describe, pickle_classes
+from rayobjects.objects.model import DurableObject
+from rayobjects.runtime import placement, process
+from rayobjects.runtime.configuration import (
+    Configuration,
+    delete_configuration,
+    read_configuration,
+    write_configuration,
+)
+from rayobjects.runtime.host import Deployment
+from rayobjects.runtime.stubs import Namespace
+from rayobjects.settings import Settings
+from rayobjects.storage.files import parse_root
+
+START_WITHIN_S = 60.0
+"""A host starts in one to two seconds; on a machine under load it may take many times that."""
+
+
+def init(
+    storage: str | None = None,
+    *,
+    address: str | None = None,
+    shards: int | None = None,
+    hosting: str | None = None,
+    idle_s: float | None = None,
+    storage_shared: bool | None = None,
+) -> None:
+    """Connects this process to the objects of a Ray cluster, starting what is missing.
+
+    The first `init` of a cluster fixes its configuration; later ones, in any process, find it and
+    need no arguments. Arguments that are left out come from `RAYOBJECTS_*` in the environment.
+
+    Args:
+        storage: the storage root: a directory, or `file:///directory`.
+        address: the Ray cluster; None takes the one that this process is connected to, then
+            `RAY_ADDRESS`, then starts Ray on this machine.
+        shards: how many shards a new storage root gets: by default one for each CPU of the
+            cluster, 16 at most. An existing root keeps its own number.
+        hosting: for classes that do not say: "shared" (default) or "dedicated".
+        idle_s: after how many seconds without a call an object leaves memory (default 60).
+        storage_shared: every node of the cluster sees the storage root, so hosts may live
+            anywhere; else they are pinned to this node.
+
+    Raises:
+        InvalidCall: an argument is out of bounds or contradicts the running configuration, or the
+            cluster has none and `storage` is missing.
+        StorageFailed: the storage root cannot be used; the message says why.
+        Unavailable: no Ray at that address, or the first host did not start.
+    """
+    settings = Settings()
+    storage = storage if storage is not None else settings.storage
+    shards = shards if shards is not None else settings.shards
+    hosting = hosting if hosting is not None else settings.hosting
+    if hosting not in ("shared", "dedicated"):
+        raise InvalidCall(f'hosting is "shared" or "dedicated", not {hosting!r}')
+    if shards is not None and not 1 <= shards <= SHARDS_MAX:
+        raise InvalidCall(f"shards is a number from 1 to {SHARDS_MAX}, not {shards!r}")
+    root = parse_root(storage) if storage is not None else None
+    _connect(address)
+    configuration = read_configuration()
+    if configuration is None:
+        if root is None:
+            raise InvalidCall(
+                "this Ray cluster runs no rayobjects yet, so it needs to know where to store its "
+                'objects: ro.init(storage="./data"), or RAYOBJECTS_STORAGE=./data'
+            )
+        configuration = _first_configuration(
+            Configuration(
+                cluster_id=uuid.uuid4().hex,
+                root=root,
+                shards=shards or default_shards(),
+                hosting=hosting,
+                idle_s=idle_s if idle_s is not None else settings.idle_s,
+                unavailable_after_s=settings.unavailable_after_s,
+                node_id=""
+                if (settings.storage_shared if storage_shared is None else storage_shared)
+                else ray.get_runtime_context().get_node_id(),
+            )
+        )
+    elif root is not None and root != configuration.root:
+        raise InvalidCall(
+            f"this cluster stores its objects in {configuration.root}, not in {root}: leave "
+            "`storage` out, or stop it first with `rayobjects down`"
+        )
+    process.attach(configuration)
+
+
+def default_shards() -> int:
+    """One shard for each CPU of the cluster, 1 to 16."""
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    return max(1, min(cpus, SHARDS_DEFAULT_MAX))
+
+
+def _connect(address: str | None) -> None:
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(
+            address=address,
+            namespace=placement.NAMESPACE,
+            log_to_driver=False,
+            logging_level="error",
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = address or os.environ.get("RAY_ADDRESS") or "this machine"
+        raise Unavailable(
+            f"no Ray cluster could be reached at {where} ({error}): start one with "
+            "`rayobjects serve` or `ray start --head`"
+        ) from error
+
+
+def _first_configuration(proposed: Configuration) -> Configuration:
+    """Starts the first host with this configuration, unless another process was quicker."""
+    write_configuration(proposed, overwrite=False)
+    configuration = read_configuration()
+    assert configuration is not None
+    host = placement.shard_host(0)
+    try:
+        handle = placement.locate_blocking(host, configuration, None)
+        figures: dict[str, Any] = ray.get(handle.start.remote(), timeout=START_WITHIN_S)
+    except StorageFailed:
+        if configuration.cluster_id == proposed.cluster_id:
+            ray.kill(handle, no_restart=True)
+            delete_configuration()
+        raise
+    except ray.exceptions.RayError as error:
+        raise Unavailable(
+            f"the host {host} did not start within {START_WITHIN_S:g} s ({error}): look at "
+            "`ray status` and at Ray's logs"
+        ) from error
+    if figures["shards"] != configuration.shards:  # the manifest of an older root decides
+        configuration = msgspec.structs.replace(configuration, shards=figures["shards"])
+        write_configuration(configuration, overwrite=True)
+        ray.get(handle.configure.remote(configuration), timeout=START_WITHIN_S)
+    return configuration
+
+
+@overload
+def deploy(object_class: type[DurableObject], /) -> Namespace[Any]: ...
+@overload
+def deploy(
+    first: type[DurableObject], second: type[DurableObject], /, *others: type[DurableObject]
+) -> tuple[Namespace[Any], ...]: ...
+def deploy(*classes: type[DurableObject]) -> Any:
+    """Makes classes known to the whole cluster, and durably so: their code goes into the storage.
+
+    Deploying a changed class again moves its live objects to the new version between two calls.
+
+    Returns:
+        The class's namespace; for several classes a tuple of theirs.
+
+    Raises:
+        InvalidCall: no subclass of DurableObject, or its code cannot be pickled.
+        StorageFailed, Unavailable: it could not be stored.
+    """
+    if not classes:
+        raise InvalidCall("deploy at least one class: ro.deploy(Counter)")
+    router = process.router()
+    infos = [describe(each) for each in classes]
+    for info in infos:
+        if info.name == placement.DEFAULT_POOL:
+            raise InvalidCall(f"a class cannot be called {info.name!r}: it is the name of a pool")
+    blob = pickle_classes(list(classes))
+    body = msgspec.msgpack.encode(Deployment(infos, blob))
+    handle = placement.locate_blocking(placement.shard_host(0), router.configuration, None)
+    names = [info.name for info in infos]
+    try:
+        deployed = msgspec.msgpack.decode(
+            ray.get(handle.deploy.remote(body), timeout=START_WITHIN_S), type=list[ClassInfo]
+        )
+        _refresh_hosts(names)
+    except RayObjectsError:
+        raise
+    except ray.exceptions.RayError as error:
+        raise Unavailable(f"the classes could not be deployed ({error}): try again") from error
+    router.know(deployed)
+    namespaces = tuple(Namespace[Any](name) for name in names)
+    return namespaces[0] if len(namespaces) == 1 else namespaces
+
+
+def _refresh_hosts(class_names: list[str]) -> None:
+    """Tells the hosts that run now; those that start later read the new catalog by themselves."""
+    refreshing = []
+    for host in placement.live_hosts():
+        pool_or_class = host.partition("/")[0]
+        if pool_or_class == placement.DEFAULT_POOL or pool_or_class in class_names:
+            try:
+                handle = ray.get_actor(host, namespace=placement.NAMESPACE)
+            except ValueError:
+                continue  # it has ended meanwhile
+            refreshing.append(handle.refresh.remote(class_names))
+    ready, _ = (
+        ray.wait(refreshing, num_returns=len(refreshing), timeout=START_WITHIN_S)
+        if refreshing
+        else ([], [])
+    )
+    for reference in ready:
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayActorError:
+            pass  # a host that died reads the new catalog when it is back
+
+
+def namespace(class_: str | type[DurableObject]) -> Namespace[Any]:
+    """The namespace of a deployed class, by its name; the class itself need not be at hand."""
+    return Namespace(class_ if isinstance(class_, str) else class_.__name__)
+
+
+def shutdown() -> None:
+    """Disconnects this process. Objects and hosts stay where they are."""
+    process.detach()

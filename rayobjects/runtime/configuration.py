@@ -1,0 +1,100 @@
+"""What every process of the cluster must agree on, kept in Ray's key-value store.
+
+The storage root's manifest is the truth about shards and classes; this is its copy for processes
+that do not see the storage, and gone with the Ray cluster. `ro.init` writes the configuration, the
+host of shard 0 writes the catalog of classes after it has stored them in the manifest.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import ray
+from ray.experimental import internal_kv
+
+from rayobjects.objects.catalog import ClassInfo
+
+NAMESPACE = b"rayobjects"
+_CONFIGURATION = b"configuration"
+_CATALOG = b"catalog"
+_CLASS = b"class:"
+
+
+class Configuration(msgspec.Struct):
+    """The cluster's configuration.
+
+    Attributes:
+        cluster_id: made by the first `ro.init`; the storage root is locked to it.
+        root: the storage root's absolute path.
+        shards: of the pool `default`; fixed by the manifest once there is one.
+        hosting: for classes that do not say: "shared" or "dedicated".
+        idle_s: after how many seconds without a call an activation leaves.
+        unavailable_after_s: how long a channel looks for its host before calls fail.
+        node_id: the node whose disk has the storage root; hosts are pinned to it. "" where
+            every node sees it.
+    """
+
+    cluster_id: str
+    root: str
+    shards: int
+    hosting: str
+    idle_s: float
+    unavailable_after_s: float
+    node_id: str
+
+
+class Catalog(msgspec.Struct):
+    """Every deployed class. `version` grows with each change."""
+
+    version: int
+    classes: dict[str, ClassInfo]
+
+
+def read_configuration() -> Configuration | None:
+    """The cluster's configuration; None where no `ro.init` has been before."""
+    body = _get(_CONFIGURATION)
+    return None if body is None else msgspec.msgpack.decode(body, type=Configuration)
+
+
+def write_configuration(configuration: Configuration, *, overwrite: bool) -> None:
+    """Writes it; without `overwrite` an existing one stays."""
+    _put(_CONFIGURATION, msgspec.msgpack.encode(configuration), overwrite)
+
+
+def delete_configuration() -> None:
+    """Forgets the configuration and the catalog: `rayobjects down`."""
+    for key in internal_kv._internal_kv_list(b"", namespace=NAMESPACE):
+        internal_kv._internal_kv_del(key, namespace=NAMESPACE)
+
+
+def read_catalog() -> Catalog:
+    """The catalog of classes; empty where none is deployed."""
+    body = _get(_CATALOG)
+    return Catalog(0, {}) if body is None else msgspec.msgpack.decode(body, type=Catalog)
+
+
+def write_catalog(catalog: Catalog, blobs: dict[str, bytes]) -> None:
+    """Writes the classes' code first and the catalog that names it second."""
+    for name, blob in blobs.items():
+        _put(_CLASS + f"{name}-{catalog.classes[name].version}".encode(), blob, True)
+    _put(_CATALOG, msgspec.msgpack.encode(catalog), True)
+
+
+def read_class(name: str, version: int) -> bytes | None:
+    """The pickled class of that version."""
+    return _get(_CLASS + f"{name}-{version}".encode())
+
+
+def _get(key: bytes) -> bytes | None:
+    _initialized()
+    body: bytes | None = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
+    return body
+
+
+def _put(key: bytes, value: bytes, overwrite: bool) -> None:
+    _initialized()
+    internal_kv._internal_kv_put(key, value, overwrite=overwrite, namespace=NAMESPACE)
+
+
+def _initialized() -> None:
+    if not internal_kv._internal_kv_initialized():
+        internal_kv._initialize_internal_kv(ray._private.worker.global_worker.gcs_client)

@@ -1,0 +1,50 @@
+"""The host of one dedicated object: an actor of its own, with its own resources. Its state lies in
+its shard like any other's."""
+
+from __future__ import annotations
+
+import ray
+
+from rayobjects.ids import ObjectId
+from rayobjects.objects.catalog import ObjectClass
+from rayobjects.objects.ledger import Ledger
+from rayobjects.runtime import placement
+from rayobjects.runtime.base_host import BaseHost
+from rayobjects.runtime.configuration import Configuration
+from rayobjects.runtime.remote_ledger import RemoteLedger
+
+
+class DedicatedHost(BaseHost):
+    """The actor `Model/llama-7`."""
+
+    def __init__(self, configuration: Configuration, host: str) -> None:
+        super().__init__(configuration, host)
+        class_name, _, name = host.partition("/")
+        self.id = ObjectId(class_name, name)
+        self._remote: RemoteLedger | None = None
+        self._idle_since = self.clock.monotonic()
+
+    async def open_ledger(self) -> Ledger:
+        remote = RemoteLedger(self.id, self.configuration, self.clock)
+        await remote.open()
+        self._remote = remote
+        return remote
+
+    async def close_ledger(self, *, cleanly: bool) -> None:
+        self._remote = None
+
+    def owns(self, id: ObjectId, object_class: ObjectClass | None) -> bool:
+        if id != self.id:
+            return False
+        return object_class is None or placement.is_dedicated(object_class.info, self.configuration)
+
+    async def sweep(self) -> None:
+        if self._remote is not None:
+            self._remote.expire()
+        core = self.core
+        if core is None or core.activations or any(core.sockets.values()):
+            self._idle_since = self.clock.monotonic()
+        elif self.clock.monotonic() - self._idle_since > self.configuration.idle_s:
+            # Nothing is live and nothing is unsynced: the process may go. A call that is on its
+            # way here is sent again by its channel, to the next actor of this name.
+            ray.kill(ray.get_runtime_context().current_actor, no_restart=True)

@@ -1,0 +1,88 @@
+"""This process's part of the runtime: its configuration and its router.
+
+Stubs name objects and nothing else; wherever one is used (a driver, a Ray task, another actor, a
+host), it finds the router here. A process that has not called `ro.init` attaches by itself if its
+Ray cluster has a configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+
+import ray
+
+from rayobjects.clock import SystemClock
+from rayobjects.errors import InvalidCall
+from rayobjects.runtime.configuration import Configuration, read_configuration
+from rayobjects.runtime.router import Router
+
+_lock = threading.Lock()
+_router: Router | None = None
+_thread: threading.Thread | None = None
+
+
+def new_router_id() -> str:
+    """A name for this process that no other has."""
+    return uuid.uuid4().hex[:16]
+
+
+def router() -> Router:
+    """This process's router; attaches to the cluster if need be.
+
+    Raises:
+        InvalidCall: Ray is not running, or its cluster has no configuration.
+    """
+    if _router is not None:
+        return _router
+    if not ray.is_initialized():
+        raise InvalidCall("rayobjects is not connected here: call ro.init(…) first")
+    configuration = read_configuration()
+    if configuration is None:
+        raise InvalidCall(
+            "this Ray cluster runs no rayobjects yet: call ro.init(storage=…) once, or start it "
+            "with `rayobjects serve`"
+        )
+    return attach(configuration)
+
+
+def attach(configuration: Configuration) -> Router:
+    """Makes this process's router, with an event loop of its own."""
+    global _router, _thread
+    with _lock:
+        if _router is not None:
+            return _router
+        loop = _new_loop()
+        made = Router(new_router_id(), loop, configuration, SystemClock())
+        _thread = threading.Thread(target=loop.run_forever, name="rayobjects", daemon=True)
+        _thread.start()
+        _router = made
+        return made
+
+
+def adopt(made: Router) -> None:
+    """Makes the router of an actor's own loop this process's router."""
+    global _router
+    _router = made
+
+
+def detach() -> None:
+    """Ends this process's router; calls under way fail with Unavailable."""
+    global _router, _thread
+    with _lock:
+        made, thread = _router, _thread
+        _router = _thread = None
+    if made is None or thread is None:
+        return
+    asyncio.run_coroutine_threadsafe(made.close(), made.loop).result(timeout=10)
+    made.loop.call_soon_threadsafe(made.loop.stop)
+    thread.join(timeout=10)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # no uvloop on this platform
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

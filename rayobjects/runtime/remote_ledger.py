@@ -1,0 +1,279 @@
+"""The ledger of a dedicated object: its shard's host, behind Ray.
+
+The object's actor claims an owner epoch when it opens, and every commit and confirmation names it;
+the shard refuses those of an older one. Commits that are made while a request is under way go
+together in the next, so there is one request at a time and their order is theirs.
+
+If the shard's host dies with a commit under way, the outcome is unknown. Then this ledger has
+failed (`details["restart"]`): the actor drops its activation, claims a new epoch once the shard is
+back, and channels send again what was not answered; what had been committed is among the finished
+calls that come with the claim.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import ray
+from ray.exceptions import RayError
+
+from rayobjects.clock import Clock
+from rayobjects.errors import Overloaded, StorageFailed, from_wire
+from rayobjects.ids import ObjectId
+from rayobjects.limits import FINISHED_WINDOW_S, UNSYNCED_BYTES_MAX
+from rayobjects.objects.ledger import Done
+from rayobjects.runtime import placement
+from rayobjects.runtime.background import spawn
+from rayobjects.runtime.configuration import Configuration
+from rayobjects.storage.records import Finished, Loaded, PendingSends, Record
+
+ANSWER_WITHIN_S = 15.0
+"""The same as a channel's: no answer for so long means that the shard's host is lost."""
+
+RETRY_EVERY_S = 0.1
+
+
+class LedgerRequest(msgspec.Struct, array_like=True):
+    """What a dedicated object's actor asks of its shard's host."""
+
+    operation: str
+    class_name: str
+    name: str
+    owner_epoch: int = 0
+    records: list[Record] = []
+    confirm: bool = False
+    forget: list[str] = []
+    sent: list[tuple[int, str]] = []
+    key: str = ""
+    prefix: str = ""
+    start: str | None = None
+    end: str | None = None
+    limit: int = 0
+    reverse: bool = False
+
+
+class LedgerAnswer(msgspec.Struct, array_like=True):
+    """The answer; `error` is an `errors.ErrorInfo`."""
+
+    error: bytes = b""
+    sequences: list[int] = []
+    owner_epoch: int = 0
+    loaded: Loaded | None = None
+    finished: list[Finished] = []
+    pending: list[PendingSends] = []
+    sockets: list[tuple[str, str]] = []
+    entries: list[tuple[str, int, bytes]] = []
+    count: int = 0
+
+
+decode_request = msgspec.msgpack.Decoder(LedgerRequest).decode
+_decode_answer = msgspec.msgpack.Decoder(LedgerAnswer).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class RemoteLedger:
+    """Implements `objects.ledger.Ledger` for one object."""
+
+    def __init__(self, id: ObjectId, configuration: Configuration, clock: Clock) -> None:
+        self.failed: StorageFailed | None = None
+        self._id = id
+        self._configuration = configuration
+        self._clock = clock
+        self._shard = placement.shard_host(placement.shard_of(id, configuration.shards))
+        self._handle: Any = None
+        self._owner_epoch = 0
+        self._claimed: LedgerAnswer | None = None
+        self._loaded: Loaded | None = None
+        self._finished: dict[str, Finished] = {}
+        self._queue: list[tuple[Record | None, Done]] = []
+        self._queue_bytes = 0
+        self._under_way = False
+        self._forget: list[str] = []
+        self._sent: list[tuple[int, str]] = []
+
+    async def open(self) -> None:
+        """Claims the object, waiting for its shard's host as long as a channel would.
+
+        Raises:
+            StorageFailed: the shard cannot be opened, or was not found in time.
+        """
+        deadline = self._clock.monotonic() + self._configuration.unavailable_after_s
+        while True:
+            try:
+                self._handle = await placement.locate(self._shard, self._configuration, None)
+                answer = await self._ask(LedgerRequest("claim", *self._id))
+                break
+            except (TimeoutError, RayError, OSError) as error:
+                if self._clock.monotonic() > deadline:
+                    raise StorageFailed(
+                        f"{self._id} could not reach its shard's host {self._shard} "
+                        f"({type(error).__name__}): try again"
+                    ) from error
+            await asyncio.sleep(RETRY_EVERY_S)
+        self._owner_epoch = answer.owner_epoch
+        self._claimed, self._loaded = answer, answer.loaded
+        self._finished = {each.call_id: each for each in answer.finished}
+
+    async def load(self, id: ObjectId) -> Loaded:
+        loaded, self._loaded = self._loaded, None
+        if loaded is None:  # a later activation in the same process
+            loaded = (await self._retried(LedgerRequest("load", *self._id))).loaded
+        assert loaded is not None
+        return loaded
+
+    def commit(self, record: Record, done: Done) -> None:
+        size = len(record.reply) + sum(len(data) for _, _, data in record.writes)
+        if self._queue_bytes + size > UNSYNCED_BYTES_MAX and self._queue:
+            raise Overloaded("too much waits for the disk: back off")
+        self._queue_bytes += size
+        record.owner_epoch = self._owner_epoch
+        self._ask_for(record, done)
+
+    def confirm(self, done: Done) -> None:
+        self._ask_for(None, done)
+
+    def _ask_for(self, record: Record | None, done: Done) -> None:
+        if self.failed is not None:
+            error = self.failed
+            asyncio.get_running_loop().call_soon(lambda: done(error, 0))
+            return
+        self._queue.append((record, done))
+        if not self._under_way:
+            self._under_way = True
+            spawn(self._send_all())
+
+    async def _send_all(self) -> None:
+        while self._queue:
+            queue, self._queue, self._queue_bytes = self._queue, [], 0
+            request = LedgerRequest("commit", *self._id, self._owner_epoch)
+            request.records = [record for record, _ in queue if record is not None]
+            request.confirm = any(record is None for record, _ in queue)
+            request.forget, self._forget = self._forget, []
+            request.sent, self._sent = self._sent, []
+            try:
+                answer = await self._ask(request)
+            except StorageFailed as error:
+                self._fail(queue, error)
+                return
+            except (TimeoutError, RayError, OSError) as error:
+                self._fail(
+                    queue,
+                    StorageFailed(
+                        f"{self._id} lost its shard's host {self._shard} ({type(error).__name__})",
+                        details={"restart": True},
+                    ),
+                )
+                return
+            sequences = iter(answer.sequences)
+            for record, done in queue:
+                sequence = next(sequences) if record is not None else 0
+                if record is not None and record.call_id:
+                    self._finished[record.call_id] = Finished(
+                        *self._id,
+                        record.call_id,
+                        record.status,
+                        record.reply,
+                        record.finished_at,
+                        sequence,
+                    )
+                done(None, sequence)
+        self._under_way = False
+
+    def _fail(self, queue: list[tuple[Record | None, Done]], error: StorageFailed) -> None:
+        self.failed = error
+        queue, self._queue = queue + self._queue, []
+        for _, done in queue:
+            done(error, 0)
+
+    async def _ask(self, request: LedgerRequest) -> LedgerAnswer:
+        body = await asyncio.wait_for(
+            self._handle.ledger.remote(_encode(request)).as_future(_internal=True), ANSWER_WITHIN_S
+        )
+        return _checked(body)
+
+    async def _retried(self, request: LedgerRequest) -> LedgerAnswer:
+        """Asks something that changes nothing, again if the shard's host is restarting."""
+        deadline = self._clock.monotonic() + self._configuration.unavailable_after_s
+        while True:
+            try:
+                return await self._ask(request)
+            except (TimeoutError, RayError, OSError) as error:
+                if self._clock.monotonic() > deadline:
+                    raise StorageFailed(f"{self._shard} could not be reached: try again") from error
+            await asyncio.sleep(RETRY_EVERY_S)
+
+    # -- large objects: called on the host's lane, where blocking holds up nobody ---------------
+
+    def _ask_blocking(self, request: LedgerRequest) -> LedgerAnswer:
+        deadline = self._clock.monotonic() + self._configuration.unavailable_after_s
+        while True:
+            try:
+                reference = self._handle.ledger.remote(_encode(request))
+                return _checked(ray.get(reference, timeout=ANSWER_WITHIN_S))
+            except (RayError, OSError) as error:
+                if self._clock.monotonic() > deadline:
+                    raise StorageFailed(f"{self._shard} could not be reached: try again") from error
+
+    def read(self, id: ObjectId, key: str) -> tuple[int, bytes] | None:
+        answer = self._ask_blocking(LedgerRequest("read", *self._id, key=key))
+        return answer.entries[0][1:] if answer.entries else None
+
+    def scan(
+        self,
+        id: ObjectId,
+        *,
+        prefix: str,
+        start: str | None,
+        end: str | None,
+        limit: int,
+        reverse: bool,
+    ) -> list[tuple[str, int, bytes]]:
+        request = LedgerRequest(
+            "scan",
+            *self._id,
+            prefix=prefix,
+            start=start,
+            end=end,
+            limit=limit,
+            reverse=reverse,
+        )
+        return self._ask_blocking(request).entries
+
+    def count(self, id: ObjectId) -> int:
+        return self._ask_blocking(LedgerRequest("count", *self._id)).count
+
+    # -- finished calls and socket messages -----------------------------------------------------
+
+    def finished(self, id: ObjectId, call_id: str) -> Finished | None:
+        return self._finished.get(call_id)
+
+    def forget(self, call_id: str) -> None:
+        if self._finished.pop(call_id, None) is not None:
+            self._forget.append(call_id)
+
+    def expire(self) -> None:
+        """Forgets finished calls whose window is over; the shard does so by itself."""
+        since = self._clock.now() - FINISHED_WINDOW_S
+        for call_id, finished in list(self._finished.items()):
+            if finished.finished_at >= since:
+                break  # they are in the order in which they finished
+            del self._finished[call_id]
+
+    def sent(self, id: ObjectId, sequence: int, gateway: str) -> None:
+        self._sent.append((sequence, gateway))
+
+    def pending(self) -> list[PendingSends]:
+        return self._claimed.pending if self._claimed is not None else []
+
+    def sockets(self) -> list[tuple[ObjectId, str, str]]:
+        found = self._claimed.sockets if self._claimed is not None else []
+        return [(self._id, socket, gateway) for socket, gateway in found]
+
+
+def _checked(body: bytes) -> LedgerAnswer:
+    answer = _decode_answer(body)
+    if answer.error:
+        raise from_wire(answer.error)
+    return answer

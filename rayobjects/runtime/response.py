@@ -1,0 +1,110 @@
+"""The answer to a call that is still under way, in the manner of Ray Serve's DeploymentResponse."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from rayobjects.errors import (
+    DeadlineExceeded,
+    InvalidCall,
+    RayObjectsError,
+    from_wire,
+)
+from rayobjects.messages import OK, PICKLE, Reply
+from rayobjects.storage import values
+
+if TYPE_CHECKING:
+    from rayobjects.runtime.router import Router
+
+T = TypeVar("T")
+
+
+class Response(Generic[T]):
+    """A call's result to come: `await response`, or `response.result(timeout_s=)` from plain code.
+
+    It may be asked several times, from several threads and loops. Giving up on it does not stop
+    the call.
+    """
+
+    __slots__ = ("_encoding", "_outcome", "_router", "_target", "_waiters")
+
+    def __init__(self, router: Router, target: str, encoding: int) -> None:
+        self._router = router
+        self._target = target
+        self._encoding = encoding
+        self._outcome: Reply | RayObjectsError | None = None
+        self._waiters: list[Any] = []
+
+    def done(self) -> bool:
+        """Whether the result is there."""
+        return self._outcome is not None
+
+    def result(self, timeout_s: float | None = None) -> T:
+        """Waits for the result and returns it.
+
+        Args:
+            timeout_s: for how many seconds; None waits as long as it takes.
+
+        Raises:
+            DeadlineExceeded: it took longer. The call goes on, and may be asked for again.
+            InvalidCall: asked on an event loop that the answer needs: await it instead.
+            RayObjectsError: the call failed.
+        """
+        if self._outcome is None:
+            if self._router.runs_here():
+                raise InvalidCall(
+                    f"{self._target}: .result() would wait for ever here, because it holds up the "
+                    "event loop that brings the answer: `await` the response instead"
+                )
+            event = threading.Event()
+            self._waiters.append(event)
+            if self._outcome is None and not event.wait(timeout_s):
+                raise DeadlineExceeded(
+                    f"{self._target} has not answered within {timeout_s:g} s; it may still take "
+                    "effect: ask this response again"
+                )
+        return self._unpacked()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        if self._outcome is None:
+            loop = asyncio.get_running_loop()
+            future = loop.create_future()
+            self._waiters.append((loop, future))
+            # The other thread sets the outcome first and looks at the waiters second, this one
+            # adds the waiter first and looks at the outcome second: one of them sees the other.
+            if self._outcome is None:
+                yield from future
+        return self._unpacked()
+
+    def _replied(self, outcome: Reply | RayObjectsError) -> None:
+        self._outcome = outcome
+        for waiter in self._waiters:
+            if type(waiter) is tuple:
+                self._router.wake(*waiter)
+            else:
+                waiter.set()
+
+    def _unpacked(self) -> T:
+        outcome = self._outcome
+        if isinstance(outcome, Reply):
+            if outcome.status == OK:
+                try:
+                    load = values.load if self._encoding == PICKLE else json.loads
+                    result: T = load(outcome.body)
+                except Exception as error:
+                    raise InvalidCall(
+                        f"the result of {self._target} could not be unpickled here "
+                        f"({type(error).__name__}: {error}): install the same packages as on the "
+                        "hosts, or return plain data"
+                    ) from error
+                return result
+            raise from_wire(outcome.body)
+        assert outcome is not None
+        raise outcome
+
+    def __repr__(self) -> str:
+        return f"<Response of {self._target}, {'done' if self.done() else 'under way'}>"

@@ -1,0 +1,371 @@
+"""The router: one per process; brings each call to the channel of its object's host.
+
+It lives on one event loop: that of the actor in hosts and gateways, a thread of its own in every
+other process. Calls of other threads come in through an inbox, one wake-up for many, and their
+results go back the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from rayobjects.clock import Clock, SystemClock
+from rayobjects.errors import InvalidCall, RayObjectsError, Unavailable
+from rayobjects.ids import ObjectId
+from rayobjects.limits import LIST_HOSTS_AT_ONCE_MAX
+from rayobjects.messages import REDIRECT, Call, Push, Reply
+from rayobjects.objects.catalog import ClassInfo
+from rayobjects.objects.context import CallContext
+from rayobjects.runtime import placement
+from rayobjects.runtime.background import spawn
+from rayobjects.runtime.channel import Channel, Replied
+from rayobjects.runtime.configuration import (
+    Catalog,
+    Configuration,
+    read_catalog,
+    read_configuration,
+)
+
+if TYPE_CHECKING:
+    from rayobjects.objects.host_core import HostCore
+
+REDIRECTS_MAX = 8
+"""How often a call follows its class to another hosting before it gives up."""
+
+
+class Router:
+    """Brings calls to hosts.
+
+    Args:
+        id: names this process; for a gateway also its gateway id.
+        loop: where it lives; `attach` must be called there.
+    """
+
+    def __init__(
+        self, id: str, loop: asyncio.AbstractEventLoop, configuration: Configuration, clock: Clock
+    ) -> None:
+        self.id = id
+        self.loop = loop
+        self.configuration = configuration
+        self.on_push: Callable[[Push], None] | None = None
+        self._clock = clock
+        self._thread = 0
+        self._channels: dict[str, Channel] = {}
+        self._catalog = Catalog(0, {})
+        self._unresolved: dict[str, list[tuple[Call, Replied, CallContext | None]]] = {}
+        self._inbox: deque[tuple[Call, Replied, CallContext | None]] = deque()
+        self._inbox_due = False
+        self._wakes: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        self._open_sockets: set[tuple[str, str, str]] = set()
+        self._local_host = ""
+        self._local_core: HostCore | None = None
+        self._local_calls = 0
+        loop.call_soon_threadsafe(self._attach)
+
+    def _attach(self) -> None:
+        self._thread = threading.get_ident()
+
+    def runs_here(self) -> bool:
+        """Whether the caller is on the router's own loop."""
+        return threading.get_ident() == self._thread
+
+    def serve_locally(self, host: str, core: HostCore | None) -> None:
+        """Calls to this host skip Ray: it is in this process."""
+        self._local_host, self._local_core = host, core
+
+    # -- calls ------------------------------------------------------------------------------
+
+    def call(
+        self,
+        class_name: str,
+        name: str,
+        method: str,
+        encoding: int,
+        args: bytes,
+        *,
+        id: str = "",
+    ) -> asyncio.Future[Reply]:
+        """Sends a call from the router's own loop; the future brings its reply, OK or ERROR.
+
+        Raises (the future):
+            Unavailable, Overloaded: the call did not reach a host, or its outcome is unknown.
+            InvalidCall: there is no such class.
+        """
+        future: asyncio.Future[Reply] = self.loop.create_future()
+
+        def replied(outcome: Reply | RayObjectsError) -> None:
+            if future.done():
+                return
+            if isinstance(outcome, Reply):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+                future.exception()  # its owner may have gone
+
+        self._send(Call(0, class_name, name, method, encoding, args, id), replied, None)
+        return future
+
+    def submit(self, call: Call, replied: Replied, context: CallContext | None) -> None:
+        """Sends a call from any thread.
+
+        Args:
+            context: the running call of an object that makes this one.
+        """
+        if threading.get_ident() == self._thread:
+            self._send_for(call, replied, context)
+            return
+        self._inbox.append((call, replied, context))
+        if not self._inbox_due:
+            self._inbox_due = True
+            self.loop.call_soon_threadsafe(self._take_inbox)
+
+    def _take_inbox(self) -> None:
+        self._inbox_due = False
+        inbox = self._inbox
+        while inbox:
+            self._send_for(*inbox.popleft())
+
+    def _send_for(self, call: Call, replied: Replied, context: CallContext | None) -> None:
+        if context is None:
+            self._send(call, replied, None)
+        else:  # nothing leaves an object before what it wrote is on disk
+            context.after_sync(lambda: self._send(call, replied, context))
+
+    def _send(self, call: Call, replied: Replied, context: CallContext | None) -> None:
+        info = self._catalog.classes.get(call.class_name)
+        waiting = self._unresolved.get(call.class_name)
+        if waiting is not None:
+            waiting.append((call, replied, context))
+            return
+        if info is None:
+            self._unresolved[call.class_name] = [(call, replied, context)]
+            spawn(self._resolve(call.class_name))
+            return
+        host = placement.host_of(ObjectId(call.class_name, call.name), info, self.configuration)
+        if host == self._local_host and self._local_core is not None:
+            self._send_locally(self._local_core, call, replied, context)
+            return
+        channel = self._channel(host, info)
+        follow = _Follow(self, channel, call, replied, context)
+        follow.number = channel.send(call, follow, keep=context is not None)
+
+    async def _resolve(self, class_name: str) -> None:
+        """Reads the catalog for a class that is not known here yet."""
+        failure: RayObjectsError | None = None
+        try:
+            await self.refresh()
+            if class_name not in self._catalog.classes:
+                known = ", ".join(sorted(self._catalog.classes)) or "none"
+                failure = InvalidCall(
+                    f"no class {class_name!r} is deployed (there are: {known}): ro.deploy it, or "
+                    "`rayobjects serve` its file",
+                    status=404,
+                )
+        except Exception as error:
+            failure = Unavailable(f"the cluster's catalog could not be read ({error}): try again")
+        for call, replied, context in self._unresolved.pop(class_name):
+            if failure is not None:
+                replied(failure)
+            else:
+                self._send(call, replied, context)
+
+    async def refresh(self) -> None:
+        """Reads the catalog anew."""
+        self._catalog = await asyncio.to_thread(read_catalog)
+        for socket in self._open_sockets:  # their class may have been unknown, or have moved
+            self._keep_standing(*socket)
+
+    def know(self, classes: list[ClassInfo]) -> None:
+        """These have just been deployed from here: the next call must find them as they are."""
+        self.loop.call_soon_threadsafe(
+            self._catalog.classes.update, {info.name: info for info in classes}
+        )
+
+    def redirected(self, call: Call, replied: Replied, context: CallContext | None) -> None:
+        """The object is hosted elsewhere by now: looks again and follows it."""
+
+        async def follow() -> None:
+            await self.refresh()
+            self._send(call, replied, context)
+
+        spawn(follow())
+
+    def _channel(self, host: str, info: ClassInfo) -> Channel:
+        channel = self._channels.get(host)
+        if channel is None:
+            dedicated = info if placement.shard_of_host(host) is None else None
+
+            async def locate() -> Any:
+                return await placement.locate(host, self.configuration, dedicated)
+
+            channel = self._channels[host] = Channel(
+                self, host, locate, self._clock, self.configuration.unavailable_after_s
+            )
+        return channel
+
+    def _send_locally(
+        self, core: HostCore, call: Call, replied: Replied, context: CallContext | None
+    ) -> None:
+        if not call.id:
+            self._local_calls += 1
+            call.id = f"{self.id}:local:{self._local_calls}"
+
+        def respond(status: int, body: bytes, sequence: int) -> None:
+            if status == REDIRECT:
+                self.redirected(call, replied, context)
+                return
+            if context is not None and sequence:
+                context.add_child(lambda: core.ledger.forget(call.id))
+            replied(Reply(0, status, body, sequence))
+
+        core.submit(call, respond, True, False)
+
+    # -- results for other threads -------------------------------------------------------------
+
+    def wake(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+        """Resolves a future of any loop; those of one tick go over together."""
+        if loop is self.loop:
+            _resolve_all([future])
+            return
+        if not self._wakes:
+            self.loop.call_soon(self._wake_all)
+        self._wakes.setdefault(loop, []).append(future)
+
+    def _wake_all(self) -> None:
+        wakes, self._wakes = self._wakes, {}
+        for loop, futures in wakes.items():
+            try:
+                loop.call_soon_threadsafe(_resolve_all, futures)
+            except RuntimeError:
+                pass  # that loop has been closed; nobody waits there any more
+
+    # -- sockets (gateways) ----------------------------------------------------------------------
+
+    def socket_opened(self, class_name: str, name: str, socket: str) -> None:
+        """Keeps a standing request to the object's host, from before its on_connect is sent."""
+        self._open_sockets.add((class_name, name, socket))
+        self._keep_standing(class_name, name, socket)
+
+    def _keep_standing(self, class_name: str, name: str, socket: str) -> None:
+        info = self._catalog.classes.get(class_name)
+        if info is not None:
+            host = placement.host_of(ObjectId(class_name, name), info, self.configuration)
+            channel = self._channel(host, info)
+            channel.sockets.add((class_name, name, socket))
+            channel.need_poll()
+
+    def socket_closed(self, class_name: str, name: str, socket: str) -> None:
+        """The object has been told that the socket is closed."""
+        entry = (class_name, name, socket)
+        self._open_sockets.discard(entry)
+        for channel in self._channels.values():
+            channel.sockets.discard(entry)
+
+    # -- the cluster ------------------------------------------------------------------------------
+
+    async def catalog(self) -> dict[str, ClassInfo]:
+        """Every deployed class, as of now."""
+        await self.refresh()
+        return self._catalog.classes
+
+    async def list_objects(
+        self, class_name: str, prefix: str = "", after: str = "", limit: int = 100
+    ) -> list[str]:
+        """Names of a class's objects, sorted, those after `after`, at most `limit`.
+
+        Raises:
+            InvalidCall: there is no such class.
+            Unavailable: a host could not be asked.
+        """
+        if class_name not in await self.catalog():
+            raise InvalidCall(f"no class {class_name!r} is deployed", status=404)
+        gate = asyncio.Semaphore(LIST_HOSTS_AT_ONCE_MAX)
+
+        async def of_shard(shard: int) -> list[str]:
+            host = placement.shard_host(shard)
+            async with gate:
+                try:
+                    handle = await placement.locate(host, self.configuration, None)
+                    names: list[str] = await asyncio.wait_for(
+                        handle.list_objects.remote(class_name, prefix, after, limit),
+                        self.configuration.unavailable_after_s,
+                    )
+                except (TimeoutError, ray.exceptions.RayError) as error:
+                    raise Unavailable(
+                        f"the host {host} could not be asked ({type(error).__name__}): try again"
+                    ) from error
+                return names
+
+        shards = range(self.configuration.shards)
+        found = await asyncio.gather(*(of_shard(shard) for shard in shards))
+        return sorted(name for names in found for name in names)[:limit]
+
+    async def close(self) -> None:
+        """Ends all channels; calls under way fail with Unavailable."""
+        for channel in self._channels.values():
+            channel.close()
+        self._channels = {}
+
+
+async def connect() -> Router:
+    """The router of an actor that is no host, such as a gateway's replica, on its own loop.
+
+    Raises:
+        InvalidCall: the cluster has no configuration: `ro.init` must come first.
+    """
+    from rayobjects.runtime import process  # which imports this module
+
+    configuration = await asyncio.to_thread(read_configuration)
+    if configuration is None:
+        raise InvalidCall("this Ray cluster runs no rayobjects yet: call ro.init(storage=…) first")
+    router = Router(
+        process.new_router_id(), asyncio.get_running_loop(), configuration, SystemClock()
+    )
+    process.adopt(router)
+    return router
+
+
+class _Follow:
+    """Takes a call's reply: follows redirections and acknowledges a child's reply in time."""
+
+    __slots__ = ("_call", "_channel", "_context", "_redirects", "_replied", "_router", "number")
+
+    def __init__(
+        self,
+        router: Router,
+        channel: Channel,
+        call: Call,
+        replied: Replied,
+        context: CallContext | None,
+    ) -> None:
+        self._router = router
+        self._channel = channel
+        self._call = call
+        self._replied = replied
+        self._context = context
+        self.number = 0
+
+    def __call__(self, outcome: Reply | RayObjectsError) -> None:
+        if isinstance(outcome, Reply):
+            if outcome.status == REDIRECT:
+                call = self._call
+                if not call.id:  # the id stays when the number changes
+                    call.id = f"{self._router.id}:{self.number}"
+                self._router.redirected(call, self._replied, self._context)
+                return
+            if self._context is not None:
+                channel, number = self._channel, self.number
+                self._context.add_child(lambda: channel.acknowledge(number))
+        self._replied(outcome)
+
+
+def _resolve_all(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)

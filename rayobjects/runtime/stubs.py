@@ -1,0 +1,159 @@
+"""Namespaces and stubs: what callers hold. They name objects, wake nothing, can be pickled and
+never go stale."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+from typing import Any, Generic, TypeVar
+
+from rayobjects.errors import InvalidCall
+from rayobjects.ids import ObjectId, check_object_name
+from rayobjects.limits import CALL_BYTES_MAX, PAGE_KEYS_MAX
+from rayobjects.messages import PICKLE, SYSTEM, Call
+from rayobjects.objects.context import current_call
+from rayobjects.runtime import process
+from rayobjects.runtime.response import Response
+from rayobjects.storage import values
+
+T = TypeVar("T")
+
+
+class Namespace(Generic[T]):
+    """All objects of one class: those that exist and those that could."""
+
+    def __init__(self, class_name: str) -> None:
+        self.class_name = class_name
+
+    def get(self, name: str) -> Stub:
+        """A stub of the object of this name. Costs nothing; the object wakes with the first call.
+
+        Raises:
+            InvalidCall: an object cannot have this name (empty, over 1,024 bytes, not UTF-8).
+        """
+        return Stub(self.class_name, check_object_name(name))
+
+    def list(self, prefix: str = "", after: str = "", limit: int = 100) -> list[str]:
+        """Names of the objects that exist, sorted.
+
+        Args:
+            prefix: only names that begin with it.
+            after: only names behind this one: the last of the page before.
+            limit: at most so many, 1 to 1,000.
+
+        Raises:
+            InvalidCall: unknown class, or a limit out of bounds; also if called on the event loop
+                of a method (use `list_async` there).
+        """
+        router = process.router()
+        if router.runs_here():
+            raise InvalidCall("use `await namespace.list_async(…)` in a method")
+        listing = router.list_objects(self.class_name, prefix, after, _checked_limit(limit))
+        return asyncio.run_coroutine_threadsafe(listing, router.loop).result()
+
+    async def list_async(
+        self, prefix: str = "", after: str = "", limit: int = 100
+    ) -> builtins.list[str]:
+        """The same as `list`, for async code."""
+        router = process.router()
+        listing = router.list_objects(self.class_name, prefix, after, _checked_limit(limit))
+        if router.runs_here():
+            return await listing
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(listing, router.loop))
+
+    def __repr__(self) -> str:
+        return f"<Namespace {self.class_name}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Namespace, (self.class_name,))
+
+
+class Stub:
+    """One object, from afar: `stub.method.remote(…)` calls it."""
+
+    __slots__ = ("_class_name", "_name")
+
+    def __init__(self, class_name: str, name: str) -> None:
+        self._class_name = class_name
+        self._name = name
+
+    @property
+    def id(self) -> ObjectId:
+        """The object's id."""
+        return ObjectId(self._class_name, self._name)
+
+    def __getattr__(self, method: str) -> RemoteMethod:
+        if method.startswith("_"):
+            raise AttributeError(
+                f"{self._class_name}.{method} cannot be called from outside: its name begins with _"
+            )
+        return RemoteMethod(self._class_name, self._name, method)
+
+    def delete(self) -> Response[bool]:
+        """Deletes the object with all that it has; the result says whether it existed."""
+        return send(self.id, "delete", SYSTEM, b"", f"{self.id}.delete")
+
+    def __repr__(self) -> str:
+        return f"<stub of {self._class_name}/{self._name}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stub) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Stub, (self._class_name, self._name))
+
+
+class RemoteMethod:
+    """A method of an object that is elsewhere."""
+
+    __slots__ = ("_class_name", "_method", "_name")
+
+    def __init__(self, class_name: str, name: str, method: str) -> None:
+        self._class_name = class_name
+        self._name = name
+        self._method = method
+
+    def remote(self, *args: Any, **kwargs: Any) -> Response[Any]:
+        """Calls the method; returns at once.
+
+        Calls that one caller sends to one object run in the order in which they were sent.
+
+        Raises:
+            InvalidCall: an argument cannot be pickled, or all of them have over 64 MiB.
+        """
+        target = f"{self._class_name}/{self._name}.{self._method}"
+        body = values.dump((args, kwargs))
+        if len(body) > CALL_BYTES_MAX:
+            raise InvalidCall(
+                f"the arguments of {target} have {len(body):,} bytes; at most {CALL_BYTES_MAX:,} "
+                "are allowed: put large data into an object store and pass its address"
+            )
+        return send(ObjectId(self._class_name, self._name), self._method, PICKLE, body, target)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise InvalidCall(
+            f"{self._class_name}.{self._method} runs elsewhere: call .{self._method}.remote(…) "
+            "and await the response, or ask for its .result()"
+        )
+
+
+def send(id: ObjectId, method: str, encoding: int, args: bytes, target: str) -> Response[Any]:
+    """Sends a call, on behalf of the running call if there is one."""
+    router = process.router()
+    response: Response[Any] = Response(router, target, encoding)
+    call = Call(0, id.class_name, id.name, method, encoding, args)
+    context = current_call.get()
+    if context is not None:
+        call.id = context.child_id()
+        call.chain = context.chain
+    router.submit(call, response._replied, context)
+    return response
+
+
+def _checked_limit(limit: int) -> int:
+    if not isinstance(limit, int) or not 1 <= limit <= PAGE_KEYS_MAX:
+        raise InvalidCall(f"limit is a whole number from 1 to {PAGE_KEYS_MAX:,}, not {limit!r}")
+    return limit

@@ -1,0 +1,488 @@
+"""A Ray cluster on this machine, and how any process finds one.
+
+`start_local` starts Ray with the environment that makes it quick (each variable has its reason
+beside it) through a keeper process, which ends with its owner, however that ends. Everything
+listens on 127.0.0.1 only, and Ray asks for a token that is made for this cluster.
+
+A cluster is listed in a file of this user's, with its address and token (mode 0600). Its keeper
+holds a lock on the file: a file without a lock belongs to a cluster that is gone, and is removed by
+whoever meets it, after what the cluster may have left running has been ended. So `connect` finds
+the cluster that runs here, also from another shell, and two clusters do not disturb each other.
+
+    owner dies      the keeper's input ends, it ends Ray
+    keeper dies     Ray's processes die with it; the owner, or the next start, ends the rest
+    Ray dies        the keeper ends what is left
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from rayobjects.clock import SystemClock
+from rayobjects.errors import InvalidCall, Unavailable
+from rayobjects.runtime.keeper import MARK, Plan, sweep
+from rayobjects.settings import settings, shards_default
+
+NAMESPACE = "rayobjects"
+"""Ray's namespace of everything here."""
+
+START_S = 60.0
+"""Ray needs 3 s to start on an idle machine; a busy one gets this."""
+
+STOP_S = 20.0
+"""How long the keeper may take to end Ray before it is killed; usually 1 s."""
+
+PROBE_S = 3.0
+"""How long an address may take to accept a connection. Ray itself would try for half a minute."""
+
+OBJECT_STORE_BYTES = 256 * 1024 * 1024
+"""Ray's shared memory. Calls travel outside of it; Ray would take 30 % of the memory."""
+
+DIRECTORY_BYTES_MAX = 36
+"""Of Ray's directory: a Unix socket's path has at most 107, and Ray adds 66 of its own."""
+
+SHORT_DIRECTORY = "/tmp"
+"""Where Ray's files go if the cluster's directory has too long a path."""
+
+WORKERS_BESIDE_SHARDS = 3
+"""Actors that start with the cluster beside the hosts: Serve's controller, its proxy, the gateway.
+Ray has as many warm processes ready as it counts CPUs; a cold one costs a second."""
+
+RAY_ENVIRONMENT = {
+    # Workers import these before they are needed: an actor starts in 0.1 s instead of 1.3 s.
+    "RAY_preload_python_modules": "fastapi,pydantic,uvloop,numpy,pyarrow",
+    "RAY_worker_maximum_startup_concurrency": "8",
+    "RAY_num_workers_soft_limit": "30",
+    "RAY_idle_worker_killing_time_threshold_ms": "100000000",
+    # A caller learns of its host's death in half a second instead of two.
+    "RAY_timeout_ms_task_wait_for_death_info": "50",
+    # Another node is known to be dead after 4 s instead of 16.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Hosts are asked to stop before Ray is; Ray itself need not wait.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    # Numeric libraries would start a thread for each CPU in each host.
+    "OMP_NUM_THREADS": "1",
+}
+"""What Ray must be started with; cluster.yaml has the same for each node."""
+
+LOOPBACK_ENVIRONMENT = {
+    # On Linux Ray replaces 127.0.0.1 by the machine's address and listens on every interface,
+    # unless it believes that it cannot have further nodes, as on a Mac.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a cluster's file says.
+
+    Attributes:
+        address: of Ray, `127.0.0.1:port`.
+        token: what Ray asks its clients for.
+        mark: in the environment of each of the cluster's processes.
+        owner: the process id of whoever started it.
+        keeper: the keeper's process id; 0 until it has started.
+        started_at: when, in seconds since the epoch.
+        directory: where Ray's files are, logs among them.
+        ready: the keeper has started Ray, and so holds its lock while the cluster runs.
+        facts: what the owner lets others know: `url`, `storage`.
+        path: of the file.
+    """
+
+    address: str
+    token: str
+    mark: str
+    owner: int
+    started_at: float
+    directory: str
+    keeper: int = 0
+    ready: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+    path: str = ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process must have to attach to the cluster, and to find it at all."""
+        return LOOPBACK_ENVIRONMENT | {
+            "RAYOBJECTS_ADDRESS": self.address,
+            "RAY_ADDRESS": self.address,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+        }
+
+
+class LocalCluster:
+    """A cluster that this process has started. A context manager: the end stops it."""
+
+    def __init__(self, record: Record, keeper: subprocess.Popen[str], owned: list[Path]) -> None:
+        self.record = record
+        self._keeper = keeper
+        self._owned = owned
+
+    @property
+    def address(self) -> str:
+        """`127.0.0.1:port` of Ray."""
+        return self.record.address
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables with which another process attaches to this cluster."""
+        return self.record.environment
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the keeper lives, and so Ray."""
+        return self._keeper.poll() is None
+
+    def announce(self, **facts: Any) -> None:
+        """Writes facts (JSON types) into the cluster's file, for other processes."""
+        self.record = replace(self.record, facts=self.record.facts | facts)
+        _write(self.record)
+
+    def stop(self) -> None:
+        """Ends every process of the cluster and removes its files. May be called again."""
+        _detach_ray(self.address)
+        if self._keeper.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._keeper.stdin.close()
+        try:
+            self._keeper.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._keeper.kill()
+            self._keeper.wait()
+        _forget(self.record)
+        for directory in self._owned:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def __enter__(self) -> LocalCluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def start_local(
+    directory: str | Path | None = None,
+    *,
+    num_cpus: int | None = None,
+    environment: Mapping[str, str] | Callable[[str], Mapping[str, str]] | None = None,
+) -> LocalCluster:
+    """Starts Ray on this machine and returns when it takes clients, after about 3 s.
+
+    Args:
+        directory: for Ray's and HAProxy's files; a temporary one, which `stop` removes, unless
+            given. Where its path is too long for Unix sockets, Ray's files go to a short one.
+        num_cpus: what Ray counts, and how many warm worker processes wait; by default enough for
+            one host a CPU and the gateway.
+        environment: further variables for Ray's processes, which win; or a function that makes
+            them for a directory of its own, as `serve.haproxy.environment` does. Without that one
+            Serve's own slow proxy answers.
+
+    Raises:
+        Unavailable: Ray did not start; the message says where its log is.
+    """
+    running()  # ends what dead clusters left behind
+    root, owned = _directories(directory)
+    mark = secrets.token_hex(8)
+    port = _free_port()
+    record = Record(
+        address=f"127.0.0.1:{port}",
+        token=secrets.token_hex(32),
+        mark=mark,
+        owner=os.getpid(),
+        started_at=SystemClock().now(),
+        directory=str(root),
+        path=str(_records_directory() / f"{port}-{mark}.json"),
+    )
+    _write(record)
+    plan = Plan(
+        record=record.path,
+        directory=str(root),
+        port=port,
+        num_cpus=num_cpus or shards_default() + WORKERS_BESIDE_SHARDS,
+        object_store_bytes=OBJECT_STORE_BYTES,
+    )
+    further = environment(str(root / "serve")) if callable(environment) else environment or {}
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    variables = (
+        inherited
+        | RAY_ENVIRONMENT
+        | LOOPBACK_ENVIRONMENT
+        | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": record.token, MARK: mark}
+        | dict(further)
+    )
+    log = root / "keeper.log"
+    with log.open("ab") as errors:
+        keeper = subprocess.Popen(
+            [sys.executable, "-m", "rayobjects.runtime.keeper"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=variables,
+            start_new_session=True,
+        )
+    cluster = LocalCluster(replace(record, keeper=keeper.pid), keeper, owned)
+    try:
+        answer = _ask(keeper, plan)
+    except BaseException:  # Ctrl-C while it starts, too
+        keeper.kill()
+        cluster.stop()
+        raise
+    if answer != "ready":
+        kept = Path(tempfile.gettempdir()) / "rayobjects-start.log"
+        shutil.copy(log, kept)
+        cluster.stop()
+        raise Unavailable(
+            f"Ray did not start ({answer or 'its process died'}): see {kept}, and check that "
+            "memory and disk are not full"
+        )
+    cluster.record = replace(cluster.record, ready=True)
+    _write(cluster.record)
+    return cluster
+
+
+def running() -> list[Record]:
+    """This user's running clusters, oldest first. Removes the files of those that are gone."""
+    found: list[Record] = []
+    for path in _records_directory().glob("*.json"):
+        record = _read(path)
+        if record is None:
+            continue
+        if record.ready and _is_locked(path):
+            found.append(record)
+        elif record.ready or not psutil.pid_exists(record.owner):
+            _forget(record)
+    return sorted(found, key=lambda record: record.started_at)
+
+
+def find(address: str | None = None) -> Record | None:
+    """The running cluster of this machine that `connect` would take.
+
+    Args:
+        address: of Ray (`host:port`) or of the gateway (`http://127.0.0.1:8000`, or the port);
+            None for RAYOBJECTS_ADDRESS, RAY_ADDRESS, or the only one that runs.
+
+    Returns:
+        None if the address is not of a cluster that `start_local` started.
+
+    Raises:
+        Unavailable: no cluster runs here.
+        InvalidCall: several run and none was named.
+    """
+    wanted = _wanted(address)
+    clusters = running()
+    if wanted:
+        port = wanted.rstrip("/").rpartition(":")[2]
+        for record in clusters:
+            url = str(record.facts.get("url", ""))
+            if record.address.endswith(f":{port}") or (url and url.endswith(f":{port}")):
+                return record
+        return None
+    if not clusters:
+        raise Unavailable(
+            "no cluster runs here: start one with `rayobjects serve FILE`, or name one with "
+            "--address or RAYOBJECTS_ADDRESS"
+        )
+    if len(clusters) > 1:
+        names = ", ".join(str(record.facts.get("url", record.address)) for record in clusters)
+        raise InvalidCall(
+            f"several clusters run here ({names}): name one with --address or RAYOBJECTS_ADDRESS"
+        )
+    return clusters[0]
+
+
+def connect(address: str | None = None) -> str:
+    """Attaches this process to a running cluster as a Ray driver. Does nothing if it is attached.
+
+    Args:
+        address: see `find`; also of a cluster that others have started.
+
+    Returns:
+        Ray's address.
+
+    Raises:
+        Unavailable: none runs here, or none answers at the address.
+        InvalidCall: several run and none was named; the address is no address.
+    """
+    record = find(address)
+    target = record.address if record is not None else _wanted(address)
+    if record is not None:
+        _apply(record.environment)
+    _probe(target)
+
+    import ray
+
+    if ray.is_initialized():
+        return target
+    try:
+        ray.init(
+            address=target,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except ray.exceptions.AuthenticationError as error:
+        raise Unavailable(
+            f"the Ray cluster at {target} asks for a token: set RAY_AUTH_MODE=token and "
+            f"RAY_AUTH_TOKEN ({str(error).splitlines()[0]})"
+        ) from error
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise Unavailable(
+            f"the Ray cluster at {target} does not let this process in: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}; check that it "
+            "runs on this machine, and that Python and Ray have the same versions"
+        ) from error
+    return target
+
+
+def stop(record: Record) -> None:
+    """Stops a cluster of this machine, from another process than its owner: asks the owner, which
+    stops it as on Ctrl-C; whatever is left after 20 s is killed.
+
+    Raises:
+        Unavailable: it belongs to another user.
+    """
+    try:
+        owner = psutil.Process(record.owner)
+        os.kill(record.owner, signal.SIGTERM)
+        with contextlib.suppress(psutil.TimeoutExpired):
+            owner.wait(STOP_S)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        pass
+    except PermissionError:
+        raise Unavailable(
+            f"the cluster at {record.address} belongs to another user: ask that user"
+        ) from None
+    _forget(record)
+
+
+def _ask(keeper: subprocess.Popen[str], plan: Plan) -> str:
+    """Sends the plan; the answer, "" if the keeper died."""
+    assert keeper.stdin is not None
+    assert keeper.stdout is not None
+    try:
+        keeper.stdin.write(plan.to_line())
+        keeper.stdin.flush()
+    except BrokenPipeError:
+        return ""
+    return keeper.stdout.readline().strip()
+
+
+def _apply(variables: Mapping[str, str]) -> None:
+    """Sets what Ray reads when it connects, also where Ray has been imported before."""
+    os.environ.update(variables)
+    constants = sys.modules.get("ray._private.ray_constants")
+    if constants is not None:
+        constants.ENABLE_RAY_CLUSTER = False  # type: ignore[attr-defined]
+        sys.modules["ray._raylet"].AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _detach_ray(address: str) -> None:
+    """Disconnects this process's Ray driver from a cluster that is about to end."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        gcs_address = ray.get_runtime_context().gcs_address
+        if gcs_address == address:
+            ray.shutdown()
+    for name, value in (("RAYOBJECTS_ADDRESS", address), ("RAY_ADDRESS", address)):
+        if os.environ.get(name) == value:
+            del os.environ[name]
+
+
+def _probe(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise InvalidCall(
+            f"{address!r} is no address of a Ray cluster: give host:port, for example "
+            "127.0.0.1:6379"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=PROBE_S).close()
+    except (OSError, OverflowError) as error:
+        raise Unavailable(
+            f"no Ray cluster answers at {address} ({error}): check the address, or start one with "
+            "`rayobjects serve FILE`"
+        ) from None
+
+
+def _wanted(address: str | None) -> str:
+    return address or settings().address or os.environ.get("RAY_ADDRESS", "")
+
+
+def _directories(directory: str | Path | None) -> tuple[Path, list[Path]]:
+    """Where Ray's files go, and which directories are this cluster's to remove."""
+    if directory is not None:
+        root = Path(directory).absolute()
+        root.mkdir(parents=True, exist_ok=True)
+        if len(os.fsencode(root)) <= DIRECTORY_BYTES_MAX:
+            return root, []
+    base = tempfile.gettempdir()
+    if len(os.fsencode(base)) + len("/ro-12345678") > DIRECTORY_BYTES_MAX:
+        base = SHORT_DIRECTORY
+    root = Path(tempfile.mkdtemp(prefix="ro-", dir=base))
+    return root, [root]
+
+
+def _records_directory() -> Path:
+    directory = settings().clusters_directory.expanduser()
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory
+
+
+def _write(record: Record) -> None:
+    """Writes in place: the keeper's lock is on the file itself."""
+    descriptor = os.open(record.path, os.O_RDWR | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "r+") as file:
+        text = json.dumps(asdict(record), indent=2)
+        file.write(text)
+        file.truncate(len(text))
+
+
+def _read(path: Path) -> Record | None:
+    """None while the file is being written, or where it is not ours."""
+    try:
+        return Record(**(json.loads(path.read_text()) | {"path": str(path)}))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _forget(record: Record) -> None:
+    sweep(record.mark, record.keeper)
+    Path(record.path).unlink(missing_ok=True)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

@@ -16,23 +16,17 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from rayobjects.errors import InvalidCall
+from rayobjects.limits import SHARDS_DEFAULT_MAX, SHARDS_MAX
 
 STORAGE = "rayobjects-data"
 """Where `rayobjects serve` keeps the objects unless told otherwise: beside where it was started."""
-
-SHARDS_MAX = 16
-"""Shards that are made by default. More hosts than CPUs share them without a gain, and each costs
-67 MB; who has more CPUs than this says so."""
-
-SHARDS_LIMIT = 4096
-"""A shard has at least one slot."""
 
 Hosting = Literal["shared", "dedicated"]
 
 
 def shards_default() -> int:
     """One shard for each CPU of this machine, at most 16."""
-    return min(os.cpu_count() or 1, SHARDS_MAX)
+    return min(os.cpu_count() or 1, SHARDS_DEFAULT_MAX)
 
 
 def clusters_directory_default() -> Path:
@@ -45,8 +39,10 @@ class Settings(BaseSettings):
 
     Attributes:
         storage: the storage root: a directory's path or `file://` URL.
+        storage_shared: every node of the cluster sees the storage root.
         address: of the Ray cluster, `host:port`; empty for the one that runs on this machine.
-        shards: of the pool `default`; fixed by the storage once it has been made.
+        shards: of the pool `default`, one for each CPU if it is left out; fixed by the storage once
+            it has been made.
         hosting: of classes that do not say: "shared" or "dedicated".
         idle_s: after how many seconds without a call an activation leaves.
         unavailable_after_s: how many seconds a caller looks for a host before calls fail.
@@ -57,9 +53,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="RAYOBJECTS_", env_ignore_empty=True)
 
-    storage: str = ""
+    storage: str | None = None
+    storage_shared: bool = False
     address: str = ""
-    shards: int = Field(default_factory=shards_default, ge=1, le=SHARDS_LIMIT)
+    shards: int | None = Field(default=None, ge=1, le=SHARDS_MAX)
     hosting: Hosting = "shared"
     idle_s: float = Field(default=60.0, gt=0)
     unavailable_after_s: float = Field(default=30.0, gt=0)

@@ -16,6 +16,7 @@ the cluster that runs here, also from another shell, and two clusters do not dis
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import json
@@ -354,6 +355,36 @@ def connect(address: str | None = None) -> str:
             "runs on this machine, and that Python and Ray have the same versions"
         ) from error
     return target
+
+
+def attach(storage: str | None, address: str | None = None) -> None:
+    """Attaches this process to the cluster that has a storage root, or starts one for it.
+
+    Does nothing if the process is attached to Ray. An address, given or from the environment, wins;
+    then a cluster of this machine with this storage. Where there is none, one is started that ends
+    with this process. Without a storage root it is the cluster that runs here.
+
+    Args:
+        storage: the storage root's absolute path.
+        address: see `find`.
+
+    Raises:
+        Unavailable, InvalidCall: as `connect` and `start_local` do.
+    """
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return
+    if storage is None or _wanted(address):
+        connect(address)
+        return
+    for record in running():
+        if record.facts.get("storage") == storage:
+            connect(record.address)
+            return
+    started = start_local()
+    atexit.register(started.stop)
+    started.announce(storage=storage)
+    connect(started.address)
 
 
 def stop(record: Record) -> None:

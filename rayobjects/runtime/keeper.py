@@ -11,9 +11,9 @@ answers `ready` or an error in one line, and then waits:
                             `start_local`, ends what they leave behind (see `sweep`)
 
 It holds a lock on the cluster's file while it lives: a file whose lock is free belongs to a cluster
-that is gone. Every process of the cluster carries the cluster's mark in its environment or is in the
-keeper's session, which is how those are found that Ray itself loses track of: HAProxy, or workers
-of a raylet that was killed.
+that is gone. Every process of the cluster carries the cluster's mark in its environment or is in
+the keeper's session, which is how those are found that Ray itself loses track of: HAProxy, or
+workers of a raylet that was killed.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ class Delta:
         """Takes over what the record did."""
         if record.delete:
             self.deleted = True
-            self.exists = False
             self.entries = {}
+            self.sockets = set()
         if record.clear:
             self.cleared = True
             self.entries = {
@@ -61,11 +61,13 @@ class Delta:
             entries = self.entries
             for key, encoding, data in record.writes:
                 entries[key] = (encoding, data)
-            self.exists = True
-        elif not record.claims and not record.delete:
-            self.exists = True
         for change in record.sockets:
             self.sockets.add(change.socket)
+        if record.delete:  # does it begin anew in the same call?
+            self.exists = any(map(is_live, self.entries.values())) or any(
+                change.open for change in record.sockets
+            )
+        elif not record.claims:
             self.exists = True
 
     def overlay(self, younger: Delta) -> None:
@@ -186,7 +188,43 @@ class Memtable:
                 generation = generation.next
         return result
 
-    def names(self, class_name: str, prefix: str, after: str, oldest: Generation) -> dict[str, bool]:
+    def entry(
+        self, key: Key, name: str, oldest: Generation
+    ) -> tuple[bool, tuple[int, bytes] | None]:
+        """One entry, as (whether the generations decide it, the entry if it lives)."""
+        decided, found = False, None
+        generation: Generation | None = oldest
+        with self._lock:
+            while generation is not None:
+                delta = generation.deltas.get(key)
+                if delta is not None:
+                    entry = delta.entries.get(name)
+                    if entry is not None:
+                        decided, found = True, entry if is_live(entry) else None
+                    elif delta.deleted or (delta.cleared and name.startswith(ITEM)):
+                        decided, found = True, None
+                generation = generation.next
+        return decided, found
+
+    def lookup(self, key: Key, name: str) -> tuple[bool, tuple[int, bytes] | None]:
+        """Whether the chain decides what the object has under a key, and what that is."""
+        known: tuple[bool, tuple[int, bytes] | None] = (False, None)
+        generation: Generation | None = self.oldest
+        with self._lock:
+            while generation is not None:
+                delta = generation.deltas.get(key)
+                if delta is not None:
+                    entry = delta.entries.get(name)
+                    if entry is not None:
+                        known = (True, entry if is_live(entry) else None)
+                    elif delta.deleted or (delta.cleared and name.startswith(ITEM)):
+                        known = (True, None)
+                generation = generation.next
+        return known
+
+    def names(
+        self, class_name: str, prefix: str, after: str, oldest: Generation
+    ) -> dict[str, bool]:
         """The class's objects that the generations from `oldest` on know to exist, or not to."""
         result: dict[str, bool] = {}
         generation: Generation | None = oldest

@@ -74,7 +74,8 @@ class Ownership:
         """The error of a stale owner."""
         return StorageFailed(
             f"{self._files.path(self._directory)} was taken over by another host (epoch "
-            f"{self.epoch} has ended): try again, the call then goes to the new one"
+            f"{self.epoch} has ended): try again, the call then goes to the new one",
+            details={"lost": "epoch"},
         )
 
     @contextmanager

@@ -1,0 +1,523 @@
+"""The checkpoint: the shard's DuckDB database, the journal folded.
+
+One transaction a fold brings a whole generation of the memtable in, with the sequence up to which
+the database is now complete; so after a crash it is at the fold before or at this one, and the
+journal has everything beyond. Rows are found by 64-bit hashes and there are no keys and no
+indexes: a PRIMARY KEY made folds several times slower and no look-up faster (DuckDB prunes and
+scans one integer column at about 3 ms a million rows).
+
+    state     one row a key: `json` for what JSON gives back exactly, else `blob` (cloudpickle)
+    objects   the objects that exist
+    sockets   open sockets
+    replies   finished calls within their window
+    sends     socket messages that their gateways have not acknowledged
+    owners    epochs of dedicated objects
+    meta      the format, the shard, the folded sequence
+
+DuckDB lets one process at a time open the file, and is trusted for its own commits. This is the one
+place where its errors become StorageFailed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from rayobjects.errors import StorageFailed
+from rayobjects.ids import ObjectId, key_hash, object_hash
+from rayobjects.messages import Send
+from rayobjects.storage.files import Files
+from rayobjects.storage.memtable import Delta, Key
+from rayobjects.storage.records import (
+    DELETED,
+    ITEM,
+    JSON,
+    PICKLE,
+    Finished,
+    PendingSends,
+    SocketChange,
+)
+
+FORMAT = 1
+NAME = "checkpoint.duckdb"
+BLOCK_BYTES = 16_384
+"""DuckDB's smallest block: a tiny database has 61 KB with it, 799 KB with the default 256 KiB."""
+
+MEMORY_BYTES = 256 * 1024 * 1024
+"""What DuckDB may use for a fold or a query, in each host."""
+
+OPEN_WITHIN_S = 15.0
+OPEN_AGAIN_S = 0.1
+"""A stale owner that still holds the file notices within a second that its epoch is over."""
+
+_TABLES = """
+CREATE TABLE state (slot USMALLINT, object_hash UBIGINT, key_hash UBIGINT, class VARCHAR,
+    name VARCHAR, key VARCHAR, json VARCHAR, blob BLOB);
+CREATE TABLE objects (slot USMALLINT, object_hash UBIGINT, class VARCHAR, name VARCHAR);
+CREATE TABLE sockets (object_hash UBIGINT, class VARCHAR, name VARCHAR, socket VARCHAR, body BLOB);
+CREATE TABLE replies (call_id VARCHAR, finished_at DOUBLE, body BLOB);
+CREATE TABLE sends (class VARCHAR, name VARCHAR, sequence UBIGINT, body BLOB);
+CREATE TABLE owners (object_hash UBIGINT, class VARCHAR, name VARCHAR, epoch UBIGINT);
+CREATE TABLE meta (key VARCHAR, value VARCHAR);
+"""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_socket = msgspec.msgpack.Decoder(SocketChange).decode
+_decode_finished = msgspec.msgpack.Decoder(Finished).decode
+_decode_sends = msgspec.msgpack.Decoder(list[Send]).decode
+
+
+@dataclass
+class FoldInput:
+    """What a fold brings into the database.
+
+    Attributes:
+        folded: the sequence up to which the database is complete after it.
+        deltas: the generation's objects.
+        owners: epochs of dedicated objects that changed.
+        sockets: (object, socket id, the open socket or None) of all that changed.
+        finished: calls to keep; `finished_since` deletes those that ended before it.
+        forgotten: ids of calls to delete.
+        sends: unacknowledged messages to keep; `sent` are (object, sequence) to delete.
+    """
+
+    folded: int
+    deltas: dict[Key, Delta] = field(default_factory=dict)
+    owners: dict[Key, int] = field(default_factory=dict)
+    sockets: list[tuple[Key, str, SocketChange | None]] = field(default_factory=list)
+    finished: list[Finished] = field(default_factory=list)
+    finished_since: float = 0.0
+    forgotten: list[str] = field(default_factory=list)
+    sends: list[PendingSends] = field(default_factory=list)
+    sent: list[tuple[Key, int]] = field(default_factory=list)
+
+
+@dataclass
+class Rest:
+    """What an owner keeps in memory from the opening on."""
+
+    folded: int
+    owners: dict[Key, int]
+    sockets: list[tuple[Key, SocketChange]]
+    finished: list[Finished]
+    sends: list[PendingSends]
+
+
+class Checkpoint:
+    """An open checkpoint. Reading is safe from any thread; folding from one at a time."""
+
+    def __init__(self, connection: Any, path: str) -> None:
+        self._connection = connection
+        self._path = path
+        self._local = threading.local()
+
+    # -- opening ------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, files: Files, directory: str, shard: str) -> Checkpoint:
+        """Opens the shard's checkpoint, making an empty one where there is none.
+
+        Raises:
+            StorageFailed: the file is damaged, foreign, of another version, or held by another
+                process for over 15 s.
+        """
+        import duckdb  # 41 MB: only in processes that own a shard
+
+        path = files.path(f"{directory}/{NAME}")
+        connection = cls._connected(duckdb, path)
+        checkpoint = cls(connection, path)
+        try:
+            checkpoint._prepare(shard)
+        except BaseException:
+            connection.close()
+            raise
+        return checkpoint
+
+    @staticmethod
+    def _connected(duckdb: Any, path: str) -> Any:
+        pause = threading.Event()
+        for _ in range(int(OPEN_WITHIN_S / OPEN_AGAIN_S)):
+            try:
+                connection = duckdb.connect(
+                    ":memory:",
+                    config={
+                        "threads": 1,
+                        "memory_limit": f"{MEMORY_BYTES}B",
+                        "temp_directory": f"{path}.tmp",
+                    },
+                )
+                connection.execute(
+                    f"ATTACH '{_quoted(path)}' AS shard (BLOCK_SIZE {BLOCK_BYTES}); USE shard"
+                )
+                return connection
+            except duckdb.Error as error:
+                if "lock" not in str(error).lower():
+                    raise _unusable(path, error) from error
+                problem = error
+                connection.close()
+            pause.wait(OPEN_AGAIN_S)
+        raise StorageFailed(
+            f"{path} is held by another process ({problem}): end that process, then try again"
+        ) from problem
+
+    def _prepare(self, shard: str) -> None:
+        with self._translated():
+            tables = self._connection.execute(
+                "SELECT count(*) FROM information_schema.tables WHERE table_catalog = 'shard'"
+            ).fetchone()[0]
+            if not tables:
+                self._connection.execute(f"BEGIN; {_TABLES}")
+                self._connection.executemany(
+                    "INSERT INTO meta VALUES (?, ?)",
+                    [("format", str(FORMAT)), ("shard", shard), ("folded", "0")],
+                )
+                self._connection.execute("COMMIT")
+            try:
+                meta = dict(self._connection.execute("SELECT key, value FROM meta").fetchall())
+            except Exception as error:
+                raise StorageFailed(
+                    f"{self._path} is no checkpoint of rayobjects: move it away, or point the "
+                    "storage at another directory"
+                ) from error
+        if meta.get("format") != str(FORMAT):
+            raise StorageFailed(
+                f"{self._path} has the format {meta.get('format')}, this version knows {FORMAT}: "
+                "open it with the version that wrote it"
+            )
+        if meta.get("shard") != shard:
+            raise StorageFailed(
+                f"{self._path} belongs to the shard {meta.get('shard')}, not to {shard}: put the "
+                "files back to where they came from"
+            )
+
+    def rest(self) -> Rest:
+        """Everything besides the state, for the owner's memory."""
+        with self._translated():
+            query = self._connection.execute
+            (folded,) = query("SELECT value FROM meta WHERE key = 'folded'").fetchone()
+            owners = query("SELECT class, name, epoch FROM owners").fetchall()
+            sockets = query("SELECT class, name, body FROM sockets").fetchall()
+            replies = query("SELECT body FROM replies ORDER BY finished_at").fetchall()
+            sends = query(
+                "SELECT class, name, sequence, body FROM sends ORDER BY sequence"
+            ).fetchall()
+        return Rest(
+            int(folded),
+            {(kind, name): epoch for kind, name, epoch in owners},
+            [((kind, name), _decode_socket(body)) for kind, name, body in sockets],
+            [_decode_finished(body) for (body,) in replies],
+            [PendingSends(kind, name, seq, _decode_sends(body)) for kind, name, seq, body in sends],
+        )
+
+    # -- folding ------------------------------------------------------------------------------
+
+    def fold(self, fold: FoldInput) -> None:
+        """Brings a generation in, in one transaction.
+
+        Raises:
+            StorageFailed: nothing of it is in the database.
+        """
+        with self._translated():
+            query = self._cursor().execute
+            query("BEGIN")
+            try:
+                self._fold_state(query, fold)
+                self._fold_objects(query, fold)
+                self._fold_rest(query, fold)
+                query("UPDATE meta SET value = ? WHERE key = 'folded'", [str(fold.folded)])
+                query("COMMIT")
+            except BaseException:
+                try:
+                    query("ROLLBACK")
+                except Exception:
+                    pass  # the first error is the one that counts
+                raise
+
+    def _fold_state(self, query: Any, fold: FoldInput) -> None:
+        gone: list[int] = []  # objects all of whose rows go
+        without_items: list[int] = []
+        keys: list[int] = []  # rows that go or are replaced
+        rows: list[list[Any]] = [[], [], [], [], [], [], []]
+        add = [column.append for column in rows]
+        for key, delta in fold.deltas.items():
+            id = ObjectId(*key)
+            hashed = object_hash(id)
+            if delta.deleted:
+                gone.append(hashed)
+            elif delta.cleared:
+                without_items.append(hashed)
+            for name, (encoding, data) in delta.entries.items():
+                hashed_key = key_hash(id, name)
+                keys.append(hashed_key)
+                if encoding == DELETED:
+                    continue
+                add[0](hashed)
+                add[1](hashed_key)
+                add[2](key[0])
+                add[3](key[1])
+                add[4](name)
+                add[5](data.decode() if encoding == JSON else None)
+                add[6](data if encoding == PICKLE else None)
+        if gone:
+            query("DELETE FROM state WHERE object_hash IN (SELECT unnest(?::UBIGINT[]))", [gone])
+        if without_items:
+            query(
+                "DELETE FROM state WHERE object_hash IN (SELECT unnest(?::UBIGINT[])) "
+                f"AND starts_with(key, '{ITEM}')",
+                [without_items],
+            )
+        if keys:
+            query("DELETE FROM state WHERE key_hash IN (SELECT unnest(?::UBIGINT[]))", [keys])
+        if rows[0]:
+            query(
+                "INSERT INTO state SELECT o >> 52, o, k, c, n, t, j, b FROM (SELECT "
+                "unnest(?::UBIGINT[]) o, unnest(?::UBIGINT[]) k, unnest(?::VARCHAR[]) c, "
+                "unnest(?::VARCHAR[]) n, unnest(?::VARCHAR[]) t, unnest(?::VARCHAR[]) j, "
+                "unnest(?::BLOB[]) b)",
+                rows,
+            )
+
+    def _fold_objects(self, query: Any, fold: FoldInput) -> None:
+        changed = [(key, delta.exists) for key, delta in fold.deltas.items()]
+        changed = [(key, exists) for key, exists in changed if exists is not None]
+        if not changed:
+            return
+        hashes = [object_hash(ObjectId(*key)) for key, _ in changed]
+        query("DELETE FROM objects WHERE object_hash IN (SELECT unnest(?::UBIGINT[]))", [hashes])
+        exist = [(h, *key) for h, (key, exists) in zip(hashes, changed, strict=True) if exists]
+        if exist:
+            query(
+                "INSERT INTO objects SELECT o >> 52, o, c, n FROM (SELECT unnest(?::UBIGINT[]) o, "
+                "unnest(?::VARCHAR[]) c, unnest(?::VARCHAR[]) n)",
+                [list(column) for column in zip(*exist, strict=True)],
+            )
+
+    def _fold_rest(self, query: Any, fold: FoldInput) -> None:
+        if fold.owners:
+            rows = [
+                (object_hash(ObjectId(*key)), *key, epoch) for key, epoch in fold.owners.items()
+            ]
+            query(
+                "DELETE FROM owners WHERE object_hash IN (SELECT unnest(?::UBIGINT[]))",
+                [[row[0] for row in rows]],
+            )
+            _insert(query, "owners", ("UBIGINT", "VARCHAR", "VARCHAR", "UBIGINT"), rows)
+        if fold.sockets:
+            query(
+                "DELETE FROM sockets WHERE socket IN (SELECT unnest(?::VARCHAR[]))",
+                [[socket for _, socket, _ in fold.sockets]],
+            )
+            opened = [
+                (object_hash(ObjectId(*key)), *key, socket, _encode(change))
+                for key, socket, change in fold.sockets
+                if change is not None
+            ]
+            _insert(query, "sockets", ("UBIGINT", "VARCHAR", "VARCHAR", "VARCHAR", "BLOB"), opened)
+        query("DELETE FROM replies WHERE finished_at < ?", [fold.finished_since])
+        if fold.forgotten:
+            query(
+                "DELETE FROM replies WHERE call_id IN (SELECT unnest(?::VARCHAR[]))",
+                [fold.forgotten],
+            )
+        replies = [(each.call_id, each.finished_at, _encode(each)) for each in fold.finished]
+        _insert(query, "replies", ("VARCHAR", "DOUBLE", "BLOB"), replies)
+        if fold.sent:
+            query(
+                "DELETE FROM sends WHERE sequence IN (SELECT unnest(?::UBIGINT[]))",
+                [[sequence for _, sequence in fold.sent]],
+            )
+        sends = [
+            (each.class_name, each.name, each.sequence, _encode(each.sends)) for each in fold.sends
+        ]
+        if sends:
+            query(
+                "DELETE FROM sends WHERE sequence IN (SELECT unnest(?::UBIGINT[]))",
+                [[row[2] for row in sends]],
+            )
+        _insert(query, "sends", ("VARCHAR", "VARCHAR", "UBIGINT", "BLOB"), sends)
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def sizes(self, ids: Sequence[ObjectId]) -> dict[Key, tuple[int, int]]:
+        """(number of items, bytes of all values) of those objects that have rows."""
+        with self._translated():
+            rows = (
+                self._cursor()
+                .execute(
+                    "SELECT class, name, count(*) FILTER (starts_with(key, ?)), "
+                    "sum(coalesce(strlen(json), octet_length(blob))) FROM state "
+                    "WHERE object_hash IN (SELECT unnest(?::UBIGINT[])) GROUP BY class, name",
+                    [ITEM, [object_hash(id) for id in ids]],
+                )
+                .fetchall()
+            )
+        return {(kind, name): (items, size) for kind, name, items, size in rows}
+
+    def entries(
+        self, ids: Sequence[ObjectId], *, attributes_only: bool
+    ) -> dict[Key, dict[str, tuple[int, bytes]]]:
+        """The entries of the objects: key → (encoding, data)."""
+        result: dict[Key, dict[str, tuple[int, bytes]]] = {}
+        condition = f"AND NOT starts_with(key, '{ITEM}')" if attributes_only else ""
+        with self._translated():
+            rows = (
+                self._cursor()
+                .execute(
+                    "SELECT class, name, key, json, blob FROM state "
+                    f"WHERE object_hash IN (SELECT unnest(?::UBIGINT[])) {condition}",
+                    [[object_hash(id) for id in ids]],
+                )
+                .fetchall()
+            )
+        for kind, name, key, json, blob in rows:
+            result.setdefault((kind, name), {})[key] = _entry(json, blob)
+        return result
+
+    def existing(self, ids: Sequence[ObjectId]) -> set[Key]:
+        """Those of the objects that exist."""
+        with self._translated():
+            rows = (
+                self._cursor()
+                .execute(
+                    "SELECT class, name FROM objects "
+                    "WHERE object_hash IN (SELECT unnest(?::UBIGINT[]))",
+                    [[object_hash(id) for id in ids]],
+                )
+                .fetchall()
+            )
+        return set(rows)
+
+    def read(self, id: ObjectId, key: str) -> tuple[int, bytes] | None:
+        """One entry."""
+        with self._translated():
+            row = (
+                self._cursor()
+                .execute(
+                    "SELECT json, blob FROM state WHERE key_hash = ? AND key = ? AND class = ? "
+                    "AND name = ?",
+                    [key_hash(id, key), key, *id],
+                )
+                .fetchone()
+            )
+        return None if row is None else _entry(*row)
+
+    def scan(
+        self,
+        id: ObjectId,
+        *,
+        prefix: str,
+        start: str | None,
+        end: str | None,
+        limit: int,
+        reverse: bool,
+    ) -> list[tuple[str, int, bytes]]:
+        """Entries with the prefix in [start, end), sorted by the bytes of the key, one page."""
+        conditions, arguments = "", [object_hash(id), *id, prefix]
+        if start is not None:
+            conditions += " AND key >= ?"
+            arguments.append(start)
+        if end is not None:
+            conditions += " AND key < ?"
+            arguments.append(end)
+        with self._translated():
+            rows = (
+                self._cursor()
+                .execute(
+                    "SELECT key, json, blob FROM state WHERE object_hash = ? AND class = ? "
+                    f"AND name = ? AND starts_with(key, ?){conditions} "
+                    f"ORDER BY key {'DESC' if reverse else 'ASC'} LIMIT {int(limit)}",
+                    arguments,
+                )
+                .fetchall()
+            )
+        return [(key, *_entry(json, blob)) for key, json, blob in rows]
+
+    def count(self, id: ObjectId, shadowed: Sequence[str]) -> int:
+        """How many items the object has, not counting the keys `shadowed`."""
+        with self._translated():
+            row = (
+                self._cursor()
+                .execute(
+                    "SELECT count(*) FROM state WHERE object_hash = ? AND class = ? AND name = ? "
+                    "AND starts_with(key, ?) AND key NOT IN (SELECT unnest(?::VARCHAR[]))",
+                    [object_hash(id), *id, ITEM, list(shadowed)],
+                )
+                .fetchone()
+            )
+        return int(row[0])
+
+    def names(self, class_name: str, prefix: str, after: str, limit: int) -> list[str]:
+        """Names of the class's objects, sorted, those behind `after`."""
+        with self._translated():
+            rows = (
+                self._cursor()
+                .execute(
+                    "SELECT name FROM objects WHERE class = ? AND name > ? AND starts_with(name, ?) "
+                    f"ORDER BY name LIMIT {int(limit)}",
+                    [class_name, after, prefix],
+                )
+                .fetchall()
+            )
+        return [name for (name,) in rows]
+
+    def close(self) -> None:
+        """Folds DuckDB's own log in and closes the file."""
+        with self._translated():
+            self._connection.execute("CHECKPOINT shard")
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Closes the file as it is."""
+        self._connection.close()
+
+    def _cursor(self) -> Any:
+        """A cursor of this thread's own: DuckDB's are not safe to share."""
+        cursor = getattr(self._local, "cursor", None)
+        if cursor is None:
+            cursor = self._local.cursor = self._connection.cursor()
+            cursor.execute("USE shard")
+        return cursor
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        import duckdb
+
+        try:
+            yield
+        except duckdb.Error as error:
+            raise _unusable(self._path, error) from error
+
+
+def _insert(query: Any, table: str, types: Sequence[str], rows: list[tuple[Any, ...]]) -> None:
+    if rows:
+        columns = ", ".join(f"unnest(?::{kind}[])" for kind in types)
+        query(f"INSERT INTO {table} SELECT {columns}", [list(c) for c in zip(*rows, strict=True)])
+
+
+def _entry(json: str | None, blob: bytes | None) -> tuple[int, bytes]:
+    if json is not None:
+        return JSON, json.encode()
+    assert blob is not None
+    return PICKLE, blob
+
+
+def _quoted(path: str) -> str:
+    return path.replace("'", "''")
+
+
+def _unusable(path: str, error: Exception) -> StorageFailed:
+    text = str(error).strip().splitlines()[0]
+    if "no space" in text.lower() or "disk full" in text.lower():
+        return StorageFailed(
+            f"cannot write to {path}: the disk is full. Free some space, then try again: nothing "
+            "that was acknowledged is lost"
+        )
+    return StorageFailed(
+        f"{path} cannot be used ({text}). The shard stays closed, so that nothing acknowledged is "
+        "lost: restore the shard's directory from a copy, or open it with the version that wrote it"
+    )

@@ -1,0 +1,536 @@
+"""A shard: the objects of a range of slots, with one journal and one checkpoint.
+
+Opening claims the shard (`ownership`), then opens the checkpoint, then reads the journal and makes
+of it what `recovery` says. From then on the journal is the truth, the memtable has what the
+checkpoint lacks, and folding moves one into the other in the background.
+
+Implements `objects.ledger.Ledger`: the guarantees are numbered there. Everything is called on the
+event loop's thread, except `open`, `close` and `abandon`, which block, and `read`, `scan` and
+`count`, which other threads may call. Nothing here takes the time or a callback from the air, and
+with `threads=False` nothing runs but in the calls and in `soon`: that is what simulations use.
+
+When the process dies
+
+    in `open`      nothing is acknowledged yet; the next owner finds the old journal or the
+                   rewritten one, and perhaps both: the same records
+    in a commit    the group is in the journal whole, or it is not in it
+    in a fold      the checkpoint is before it or after it; what of the journal is folded is
+                   ignored when it is found again
+    in `close`     like in a fold
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from rayobjects.clock import Clock
+from rayobjects.errors import Overloaded, StorageFailed
+from rayobjects.ids import ObjectId
+from rayobjects.limits import (
+    FINISHED_CALLS_MAX,
+    FINISHED_WINDOW_S,
+    FOLD_AFTER_S,
+    FOLD_BYTES,
+    FOLD_RECORDS,
+    MEMTABLE_BYTES_MAX,
+    PAGE_KEYS_MAX,
+    SEGMENT_BYTES_MAX,
+)
+from rayobjects.storage.checkpoint import Checkpoint
+from rayobjects.storage.commits import Commits, Done
+from rayobjects.storage.files import Files, RealFiles, parse_root
+from rayobjects.storage.folding import Folding
+from rayobjects.storage.indexes import Indexes
+from rayobjects.storage.journal import Journal, first_of, read_segment
+from rayobjects.storage.memtable import Key, Memtable
+from rayobjects.storage.ownership import Ownership
+from rayobjects.storage.reading import Reading
+from rayobjects.storage.records import Finished, Loaded, PendingSends, Record, SocketChange
+from rayobjects.storage.recovery import Plan, decide
+from rayobjects.storage.worker import InlineWorker, ThreadWorker, Worker
+
+CHECKPOINT = "checkpoint.duckdb"
+_HAND_OVER_S = 5.0
+"""How long `close`, called on another thread, waits for a loop that may have stopped."""
+
+Soon = Callable[[Callable[[], None]], object]
+
+
+class Shard:
+    """An open shard; made by `open`.
+
+    Attributes:
+        name: such as `default-0003`.
+        epoch: of this ownership.
+        failed: set for good once a commit or a fold failed, or the epoch was lost.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        name: str,
+        ownership: Ownership,
+        *,
+        clock: Clock,
+        soon: Soon,
+        post: Soon,
+        threads: bool,
+        segment_bytes_max: int,
+        fold_records: int,
+        fold_bytes: int,
+        fold_after_s: float,
+    ) -> None:
+        self.name = name
+        self.epoch = ownership.epoch
+        self.failed: StorageFailed | None = None
+        self._files = files
+        self._directory = f"shards/{name}"
+        self._ownership = ownership
+        self._clock = clock
+        self._post = post if threads else _now
+        self._soon = soon
+        self._threads = threads
+        self._memtable = Memtable()
+        self._indexes = Indexes()
+        self._claimed: dict[Key, int] = {}
+        self._loop_thread: int | None = None
+        self._closed = False
+        self._memtable_bytes = 0
+        self._journal = Journal(
+            files, self._directory, name, ownership, segment_bytes_max=segment_bytes_max
+        )
+        self._folding = Folding(
+            self._memtable,
+            self._indexes,
+            self._journal,
+            ownership,
+            self._worker("fold"),
+            checkpoint_path=files.path(f"{self._directory}/{CHECKPOINT}"),
+            post=self._post,
+            fail=self._fail,
+            records=fold_records if threads else None,
+            size=fold_bytes,
+            after_s=fold_after_s,
+        )
+        self._commits: Commits  # made by _recover
+        self._reading = Reading(
+            self._memtable,
+            self._indexes,
+            self._folding,
+            self._worker("load"),
+            soon=soon,
+            post=self._post,
+            inline=not threads,
+        )
+
+    @classmethod
+    def open(
+        cls,
+        root: str | Files,
+        name: str,
+        *,
+        clock: Clock,
+        soon: Soon,
+        post: Soon,
+        threads: bool = True,
+        segment_bytes_max: int = SEGMENT_BYTES_MAX,
+        fold_records: int = FOLD_RECORDS,
+        fold_bytes: int = FOLD_BYTES,
+        fold_after_s: float = FOLD_AFTER_S,
+    ) -> Shard:
+        """Claims the shard and recovers it. Blocks: about 1 ms if it is new, 50 ms and 1 µs a
+        record if it is not.
+
+        Args:
+            root: the storage root; the shard is in `shards/<name>` there.
+            soon: runs a callback on the loop, later (`loop.call_soon`).
+            post: the same, from any thread (`loop.call_soon_threadsafe`).
+            threads: False: everything happens in the calls and in `soon`; folds only when asked.
+
+        Raises:
+            StorageFailed: the shard is damaged, of another version or in use, or the disk refuses.
+        """
+        files = RealFiles(parse_root(root)) if isinstance(root, str) else root
+        directory = f"shards/{name}"
+        files.make_directory(directory)
+        ownership = Ownership.claim(files, directory)
+        shard = cls(
+            files,
+            name,
+            ownership,
+            clock=clock,
+            soon=soon,
+            post=post,
+            threads=threads,
+            segment_bytes_max=segment_bytes_max,
+            fold_records=fold_records,
+            fold_bytes=fold_bytes,
+            fold_after_s=fold_after_s,
+        )
+        try:
+            shard._recover()
+        except BaseException:
+            shard._release()
+            raise
+        return shard
+
+    def _worker(self, what: str) -> Worker:
+        return ThreadWorker(f"{self.name}-{what}") if self._threads else InlineWorker()
+
+    def _recover(self) -> None:
+        files, directory = self._files, self._directory
+        names = files.list(directory)
+        checkpoint: Checkpoint | None = None
+        if CHECKPOINT in names:
+            checkpoint = self._folding.open_checkpoint()
+            # A stale owner may have folded, and removed segments, until the database was ours.
+            names = files.list(directory)
+        folded = checkpoint.folded if checkpoint is not None else 0
+        segments, sizes = [], {}
+        for name in names:
+            if first_of(name) is not None:
+                data = files.read(f"{directory}/{name}") or b""
+                segments.append(read_segment(name, data))
+                sizes[name] = len(data)
+        plan = decide(
+            self.name,
+            self.epoch,
+            folded,
+            segments,
+            lambda name: files.path(f"{directory}/{name}"),
+        )
+        kept = [(name, last, sizes[name]) for name, last in plan.keep]
+        self._journal.adopt(kept, plan.rewrite)
+        rewritten = self._journal.segment
+        for name in names:
+            if name.endswith(".tmp") or (name in plan.remove and name != rewritten):
+                files.remove(f"{directory}/{name}")
+        self._fill(checkpoint, plan, sum(sizes.values()))
+        self._commits = Commits(
+            self._journal,
+            self._ownership,
+            self._worker("commit"),
+            last=plan.last,
+            soon=self._soon,
+            post=self._post,
+            apply=self._apply,
+            fail=self._fail,
+        )
+
+    def _fill(self, checkpoint: Checkpoint | None, plan: Plan, size: int) -> None:
+        """Fills the memory from the checkpoint, then from the journal."""
+        indexes = self._indexes
+        oldest = self._clock.now() - FINISHED_WINDOW_S
+        if checkpoint is not None:
+            for finished in checkpoint.finished(oldest):
+                indexes.add_finished(finished)
+            for key, sequence, sends, waiting in checkpoint.sends():
+                indexes.add_sends(key, sequence, sends, set(waiting))
+            for key, change in checkpoint.sockets():
+                indexes.add_socket(key, change)
+            for key, epoch in checkpoint.owners().items():
+                indexes.add_owner(key, epoch)
+        if plan.records:
+            self._apply(list(plan.records), size)
+        indexes.expire(self._clock.now())
+
+    # -- commits ------------------------------------------------------------------------------
+
+    def commit(self, record: Record, done: Done) -> None:
+        """Writes a record; returns at once, `done(error, sequence)` follows on the loop.
+
+        A record that names an owner epoch which is not the object's present one is refused, alone.
+
+        Raises:
+            Overloaded: too much waits for the disk or to be folded, or too many finished calls
+                are kept. Nothing was written.
+        """
+        if record.owner_epoch:
+            key = (record.class_name, record.name)
+            if not record.claims and record.owner_epoch != self._owner(key):
+                self._refuse(key, record.owner_epoch, done)
+                return
+        if self._memtable_bytes > MEMTABLE_BYTES_MAX:
+            raise Overloaded(
+                f"more than {MEMTABLE_BYTES_MAX:,} bytes wait to be folded into the checkpoint of "
+                f"{self.name}: back off, then try again"
+            )
+        if record.call_id and self._indexes.finished_count >= FINISHED_CALLS_MAX:
+            raise Overloaded(
+                f"{self.name} keeps {FINISHED_CALLS_MAX:,} finished calls: back off until the "
+                "oldest have left their window"
+            )
+        self._commits.add(record, done)
+
+    def confirm(self, done: Done) -> None:
+        """Shows that the epoch still holds; `done(error, 0)` follows, after the callbacks of the
+        commits before it."""
+        self._commits.add_nothing(done)
+
+    def claim_object(self, id: ObjectId, done: Done) -> None:
+        """Makes a new owner epoch for a dedicated object; `done(error, owner_epoch)` follows. What
+        the owner before had committed until now is on disk before that, the rest is refused."""
+        key = (id[0], id[1])
+        epoch = self._owner(key) + 1
+        record = Record(key[0], key[1], owner_epoch=epoch, claims=True)
+
+        def claimed(error: StorageFailed | None, sequence: int) -> None:
+            done(error, 0 if error is not None else epoch)
+
+        self.commit(record, claimed)
+        self._claimed[key] = epoch
+
+    def confirm_object(self, id: ObjectId, owner_epoch: int, done: Done) -> None:
+        """`confirm` for a dedicated object: fails too if that epoch is not its present one."""
+        key = (id[0], id[1])
+
+        def confirmed(error: StorageFailed | None, _: int) -> None:
+            if error is None and owner_epoch != self._owner(key):
+                error = _lost(key, owner_epoch)
+            done(error, 0)
+
+        self._commits.add_nothing(confirmed)
+
+    def _owner(self, key: Key) -> int:
+        return self._claimed.get(key) or self._indexes.owner(key)
+
+    def _refuse(self, key: Key, owner_epoch: int, done: Done) -> None:
+        refusal = _lost(key, owner_epoch)
+        self._commits.add_nothing(lambda error, _: done(error or refusal, 0))
+
+    def _apply(self, records: list[Record | None], size: int) -> None:
+        """Takes over a group that is on disk."""
+        written = [record for record in records if record is not None]
+        self._memtable.apply(written, size, self._clock.monotonic())
+        active, apply = self._memtable.active, self._indexes.apply
+        for record in written:
+            finished = apply(record)
+            if finished is not None:
+                active.finished.append(finished)
+            if record.claims:
+                key = (record.class_name, record.name)
+                if self._claimed.get(key) == record.owner_epoch:
+                    del self._claimed[key]
+        self._memtable_bytes = self._memtable.size
+        self._folding.consider(self._clock)
+
+    def _fail(self, error: StorageFailed) -> None:
+        if self.failed is None:
+            self.failed = error
+        self._commits.fail(error)
+        self._reading.fail(error)
+        self._folding.end(error)
+
+    # -- loading ------------------------------------------------------------------------------
+
+    async def load(self, id: ObjectId) -> Loaded:
+        """Loads an object. Loads that are asked for together are one query.
+
+        Raises:
+            StorageFailed: the shard has failed or is closed, or the checkpoint is damaged.
+        """
+        return await self._reading.load((id[0], id[1]))
+
+    def read(self, id: ObjectId, key: str) -> tuple[int, bytes] | None:
+        """One entry, from any thread. Blocks for a query (about 1 ms)."""
+        return self._reading.read((id[0], id[1]), key)
+
+    def scan(
+        self,
+        id: ObjectId,
+        *,
+        prefix: str,
+        start: str | None = None,
+        end: str | None = None,
+        limit: int = PAGE_KEYS_MAX,
+        reverse: bool = False,
+    ) -> list[tuple[str, int, bytes]]:
+        """Entries whose key has `prefix` and lies in [start, end), sorted by the key's UTF-8, at
+        most `limit`; from any thread. Blocks for a query."""
+        return self._reading.scan((id[0], id[1]), prefix, start, end, limit, reverse)
+
+    def count(self, id: ObjectId) -> int:
+        """How many storage keys the object has, from any thread. Blocks for a query."""
+        return self._reading.count((id[0], id[1]))
+
+    async def exists(self, id: ObjectId) -> bool:
+        """Whether the object exists: something was committed for it, and not deleted since."""
+        return (await self.load(id)).exists
+
+    async def list_objects(
+        self, class_name: str, prefix: str = "", after: str = "", limit: int = PAGE_KEYS_MAX
+    ) -> list[str]:
+        """The names of a class's objects that have `prefix` and come after `after`, sorted by
+        their UTF-8, at most `limit`."""
+        return await self._reading.names(class_name, prefix, after, limit)
+
+    # -- what is kept in memory ---------------------------------------------------------------
+
+    def finished(self, id: ObjectId, call_id: str) -> Finished | None:
+        """The stored reply of a finished call within its window."""
+        return self._indexes.finished((id[0], id[1]), call_id)
+
+    def finished_of(self, id: ObjectId) -> list[Finished]:
+        """All stored replies of an object. Looks through all of the shard's: for rare use."""
+        return self._indexes.finished_of((id[0], id[1]))
+
+    @property
+    def finished_count(self) -> int:
+        """How many finished calls are kept."""
+        return self._indexes.finished_count
+
+    def forget(self, call_id: str) -> None:
+        """The caller has the reply and will not ask again."""
+        self._indexes.forget(call_id)
+
+    def sent(self, id: ObjectId, sequence: int, gateway: str) -> None:
+        """The gateway has acknowledged the record's messages."""
+        self._indexes.sent((id[0], id[1]), sequence, gateway)
+        self._folding.acknowledged = True
+
+    def pending(self) -> list[PendingSends]:
+        """Records with messages that a gateway has not acknowledged, in order; each with all of
+        its messages, so that they keep their indexes."""
+        return self._indexes.pending()
+
+    def pending_of(self, id: ObjectId) -> list[PendingSends]:
+        """The same for one object."""
+        return self._indexes.pending_of((id[0], id[1]))
+
+    def sockets(self) -> list[tuple[ObjectId, str, str]]:
+        """(object, socket id, gateway) of every open socket."""
+        return self._indexes.sockets()
+
+    def sockets_of(self, id: ObjectId) -> list[SocketChange]:
+        """An object's open sockets."""
+        return self._indexes.sockets_of((id[0], id[1]))
+
+    # -- housekeeping -------------------------------------------------------------------------
+
+    def expire(self) -> None:
+        """Forgets calls that have left their window, folds what has waited long enough, and looks
+        whether the shard is still ours, so that an idle owner lets go too. For every few seconds.
+        """
+        if self._closed:
+            return
+        self._indexes.expire(self._clock.now())
+        self._memtable_bytes = self._memtable.size
+        if self.failed is not None:
+            return
+        try:
+            self._ownership.check()
+        except StorageFailed as error:
+            self._fail(error)
+            return
+        self._folding.consider(self._clock)
+
+    async def fold(self) -> None:
+        """Folds what is in the memtable now; returns when the checkpoint has it.
+
+        Raises:
+            StorageFailed: the fold failed, and the shard with it.
+        """
+        if self.failed is not None:
+            raise self.failed
+        await self._folding.fold(self._clock)
+        self._memtable_bytes = self._memtable.size
+
+    def stats(self) -> dict[str, int]:
+        """Figures for people."""
+        indexes, active = self._indexes, self._memtable.active
+        return {
+            "epoch": self.epoch,
+            "records": self._commits.last,
+            "folded_records": self._folding.folded,
+            "memtable_records": active.records,
+            "memtable_bytes": self._memtable.size,
+            "journal_bytes": self._journal.size,
+            "unsynced_bytes": self._commits.waiting_bytes,
+            "finished_calls": indexes.finished_count,
+            "pending_sends": indexes.pending_count,
+            "open_sockets": indexes.socket_count,
+        }
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Writes what was committed, runs its callbacks, folds everything, and lets go. Blocks;
+        may be called on the loop's thread or on another while the loop runs. May be called twice.
+
+        Raises:
+            StorageFailed: the last fold failed; the journal has everything.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._on_loop(self._commits.flush)
+        self._commits.stop()
+        self._on_loop(self._commits.drain)
+        try:
+            self._folding.close(self._clock)
+        finally:
+            error = StorageFailed(
+                f"{self.name} is closed: try again, the call goes to the next host"
+            )
+            self._fail(error)
+            self._release()
+
+    def abandon(self) -> None:
+        """Lets go of everything and writes nothing more, as if the process had died; callbacks of
+        commits that are under way are not called. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._commits.abandon()
+        self._commits.stop()
+        self._fail(StorageFailed(f"{self.name} was abandoned: try again"))
+        self._release()
+
+    def _release(self) -> None:
+        self._reading.stop()
+        self._folding.release()
+        self._journal.close()
+        self._ownership.release()
+
+    def _on_loop(self, task: Callable[[], None]) -> None:
+        """Runs a task on the loop's thread, if that is another one and still runs."""
+        if self._threads and not _is_loop_thread():
+            ran = threading.Event()
+            claimed = threading.Lock()
+
+            def once() -> None:
+                if claimed.acquire(blocking=False):
+                    task()
+                    ran.set()
+
+            try:
+                self._post(once)
+            except RuntimeError:
+                pass  # the loop is closed
+            else:
+                if ran.wait(_HAND_OVER_S) or not claimed.acquire(blocking=False):
+                    ran.wait()
+                    return
+        task()
+
+
+def _is_loop_thread() -> bool:
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _now(task: Callable[[], None]) -> None:
+    task()
+
+
+def _lost(key: Key, owner_epoch: int) -> StorageFailed:
+    return StorageFailed(
+        f"{key[0]}/{key[1]} was taken over by another process (its owner epoch {owner_epoch} has "
+        "ended): try again, the call then goes to the new one"
+    )

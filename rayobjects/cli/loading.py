@@ -1,0 +1,128 @@
+"""From what the user names, a file or a module, to the classes that are to be served."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rayobjects.errors import InvalidCall
+from rayobjects.objects.model import DurableObject
+
+
+@dataclass(frozen=True)
+class Application:
+    """What a module has to serve.
+
+    Attributes:
+        name: the module's.
+        classes: its durable objects' classes.
+        pages: its attribute `pages`: static pages by path.
+        app: its attribute `app`: an ASGI application of the user's own.
+    """
+
+    name: str
+    classes: list[type[DurableObject]]
+    pages: Mapping[str, Any]
+    app: Any
+
+
+def load(target: str) -> Application:
+    """Imports a file (`app.py`) or a module (`package.app`) and collects what it serves.
+
+    Raises:
+        InvalidCall: there is no such file or module, it cannot be imported, or it has no class.
+    """
+    module = _import(target)
+    found = _classes(module)
+    if not found:
+        raise InvalidCall(
+            f"{target} has no durable object: write a class that inherits from ro.DurableObject"
+        )
+    pages = getattr(module, "pages", None) or {}
+    if not isinstance(pages, Mapping):
+        raise InvalidCall(
+            f"`pages` in {target} is a {type(pages).__name__}: make it a dict from a path, such as "
+            "'/', to a file"
+        )
+    return Application(module.__name__, found, pages, getattr(module, "app", None))
+
+
+def _classes(module: ModuleType) -> list[type[DurableObject]]:
+    """The classes that the module defines; if it defines none, those that it has imported."""
+    every = [
+        value
+        for name, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, DurableObject)
+        and value is not DurableObject
+        and not name.startswith("_")
+    ]
+    unique = list(dict.fromkeys(every))
+    return [value for value in unique if value.__module__ == module.__name__] or unique
+
+
+def _import(target: str) -> ModuleType:
+    if target.endswith(".py") or "/" in target:
+        path = Path(target).absolute()
+        if not path.is_file():
+            what = "is a directory" if path.is_dir() else "does not exist"
+            raise InvalidCall(f"the file {target} {what}: give the path of a Python file")
+        return _run(target, lambda: _import_file(path))
+    directory = str(Path.cwd())
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    if Path(f"{target}.py").is_file() and "." not in target:
+        return _run(target, lambda: _import_file(Path(f"{target}.py").absolute()))
+    return _run(target, lambda: importlib.import_module(target))
+
+
+def _import_file(path: Path) -> ModuleType:
+    name = path.stem
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InvalidCall(f"{path} is no Python file: give it the ending .py")
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))  # its neighbours, as if it had been run
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _run(target: str, load_it: Any) -> ModuleType:
+    """Runs the user's code and says in one line what is wrong with it, and where."""
+    try:
+        module: ModuleType = load_it()
+        return module
+    except InvalidCall:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is not None and (target == error.name or target.startswith(error.name + ".")):
+            raise InvalidCall(
+                f"there is no module {error.name!r} here: give a file (./app.py), or start "
+                "where the module can be imported"
+            ) from error
+        raise InvalidCall(
+            f"{target} needs the module {error.name!r}, which is not installed: install it"
+        ) from error
+    except SyntaxError as error:
+        raise InvalidCall(
+            f"{error.filename}, line {error.lineno}: {error.msg}: correct it"
+        ) from error
+    except (Exception, SystemExit) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise InvalidCall(
+            f"{target} cannot be imported: {type(error).__name__}: {error} ({where.filename}, "
+            f"line {where.lineno}): correct it"
+        ) from error

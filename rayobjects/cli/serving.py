@@ -1,0 +1,193 @@
+"""`rayobjects serve`: starts Ray, the hosts and the gateway, waits, and stops all of it again.
+
+What can be wrong with the arguments is looked at before anything is started. From the moment that
+Ray's processes exist, every way out ends them: Ctrl-C and SIGTERM in order (the hosts close their
+storage), a second Ctrl-C at once. If this process is killed, the keeper ends Ray (see
+`runtime.keeper`), and the next start recovers from the journal what the hosts had committed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from rayobjects.cli.loading import Application, load
+from rayobjects.cli.output import note, notes, progress, results
+from rayobjects.errors import InvalidCall, Unavailable
+from rayobjects.settings import STORAGE, Settings, shards_default
+from rayobjects.storage.files import parse_root
+
+WATCH_S = 0.5
+"""How often it looks whether the cluster still lives."""
+
+RESERVED_CPUS = 3
+"""Warm worker processes beside the hosts': Serve's controller, its proxy and the gateway."""
+
+
+def serve(target: str, settings: Settings, *, given_storage: str | None) -> None:
+    """Serves a file's or module's objects until it is told to stop.
+
+    Raises:
+        RayObjectsError: it could not be started; whatever had been started has been ended.
+    """
+    application = load(target)
+    root = parse_root(settings.storage or STORAGE)
+    check_port(settings.host, settings.port)
+    with _stop_signals() as stop:
+        if settings.address:
+            _serve_attached(application, settings, root if given_storage else None, stop)
+        else:
+            _serve_local(application, settings, root, stop)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises InvalidCall if the port is taken: better now than after Ray has been started."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise InvalidCall(
+                f"port {port} cannot be used ({error.strerror}): stop the program that has it "
+                "(perhaps `rayobjects down`), or choose another with --port"
+            ) from None
+
+
+def _serve_local(application: Application, settings: Settings, root: str, stop: _Stop) -> None:
+    from rayobjects.runtime import cluster
+    from rayobjects.serve import haproxy
+
+    shards = settings.shards or shards_default()
+    imports = threading.Thread(target=_import_ahead, name="imports", daemon=True)
+    imports.start()
+    with progress("Starting Ray"):
+        local = cluster.start_local(
+            num_cpus=shards + RESERVED_CPUS, environment=haproxy.environment
+        )
+    try:
+        with progress("Starting hosts"):
+            imports.join()
+            cluster.connect(local.address)
+            _start_objects(application, settings, root, shards)
+        with progress("Starting the gateway"):
+            _start_gateway(application, settings)
+        local.announce(storage=root, url=_url(settings), application=application.name)
+        _say_where(application, settings, root)
+        while not stop.wait(WATCH_S):
+            if not local.is_alive:
+                raise Unavailable(
+                    "the Ray cluster has ended, but not by this process: start again; what "
+                    "was acknowledged is in the storage"
+                )
+    finally:
+        with progress("Stopping"):
+            if local.is_alive:
+                _stop_objects()
+            local.stop()
+    note("Stopped.")
+
+
+def _serve_attached(
+    application: Application, settings: Settings, root: str | None, stop: _Stop
+) -> None:
+    """Serves on a cluster that runs already, and leaves it running."""
+    from rayobjects.runtime import cluster
+
+    with progress(f"Connecting to {settings.address}"):
+        cluster.connect(settings.address)
+    with progress("Starting hosts"):
+        _start_objects(application, settings, root, settings.shards)
+    with progress("Starting the gateway"):
+        _start_gateway(application, settings)
+    _say_where(application, settings, root)
+    stop.wait(None)
+    with progress("Stopping"):
+        _stop_objects()
+    note("Stopped; the Ray cluster goes on.")
+
+
+def _import_ahead() -> None:
+    """Imports what will be needed while Ray starts; a failure shows where it is needed."""
+    with contextlib.suppress(Exception):
+        import rayobjects.runtime.client
+        import rayobjects.serve.run  # noqa: F401
+
+
+def _start_objects(
+    application: Application, settings: Settings, root: str | None, shards: int | None
+) -> None:
+    from rayobjects.runtime import client
+
+    client.init(root, shards=shards, hosting=settings.hosting, idle_s=settings.idle_s)
+    client.deploy(*application.classes)
+
+
+def _start_gateway(application: Application, settings: Settings) -> None:
+    from rayobjects.serve.run import start_gateway
+
+    start_gateway(
+        host=settings.host, port=settings.port, pages=application.pages, app=application.app
+    )
+
+
+def _stop_objects() -> None:
+    """Clients are sent away first, then the hosts close their storage. Failures are told and
+    passed over: recovery needs no clean end."""
+    from rayobjects.runtime import admin, client
+    from rayobjects.serve.run import stop_gateway
+
+    for step in (stop_gateway, admin.stop_hosts, client.shutdown):
+        try:
+            step()
+        except Exception as error:
+            note(f"while stopping: {type(error).__name__}: {error}")
+
+
+def _url(settings: Settings) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}"
+
+
+def _say_where(application: Application, settings: Settings, root: str | None) -> None:
+    url = _url(settings)
+    names = ", ".join(each.__name__ for each in application.classes)
+    lines = [("objects", names), *(("page", url + path) for path in application.pages)]
+    lines += [("docs", f"{url}/docs"), ("storage", root or "the cluster's")]
+    for name, value in lines:
+        results.print(f"[dim]{name:>8}[/]  {value}")
+    notes.print("[dim]Ctrl-C stops everything; the objects stay.[/]")
+
+
+class _Stop:
+    """Whether Ctrl-C or SIGTERM has come. It breaks in while things start, is noted while they run
+    and breaks in again, the second time, while they stop."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._running = False
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Waits for it; True if it has come."""
+        self._running = True
+        return self._event.wait(timeout_s)
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._event.is_set() or not self._running:
+            raise KeyboardInterrupt
+        self._event.set()
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    stop = _Stop()
+    before = {each: signal.signal(each, stop.on_signal) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

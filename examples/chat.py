@@ -49,7 +49,7 @@ class Message:
 
 
 class RateLimit(ro.DurableObject):
-    """How much one user may still write: a bucket that fills up again. The same one in all rooms."""
+    """How much one user may still write, in all rooms together: a bucket that fills up again."""
 
     left: float = ro.durable(float(BURST))
     seen_at: float = ro.durable(0.0)

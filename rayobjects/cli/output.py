@@ -86,5 +86,5 @@ def one_line(error: BaseException, *, debug: bool = False) -> str:
 
 
 def silence() -> None:
-    """Says nothing more, at exit neither: standard output is closed (`rayobjects list … | head`)."""
+    """Says nothing more, also at exit: standard output is closed (`rayobjects list … | head`)."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -86,9 +86,11 @@ def _serve_local(application: Application, settings: Settings, root: str, stop: 
                 )
     finally:
         with progress("Stopping"):
-            if local.is_alive:
-                _stop_objects()
-            local.stop()
+            try:
+                if local.is_alive:
+                    _stop_objects()
+            finally:
+                local.stop()
     note("Stopped.")
 
 
@@ -138,6 +140,10 @@ def _start_gateway(application: Application, settings: Settings) -> None:
 def _stop_objects() -> None:
     """Clients are sent away first, then the hosts close their storage. Failures are told and
     passed over: recovery needs no clean end."""
+    import ray
+
+    if not ray.is_initialized():
+        return  # it had not come so far
     from rayobjects.runtime import admin, client
     from rayobjects.serve.run import stop_gateway
 

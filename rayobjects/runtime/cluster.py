@@ -421,12 +421,14 @@ def _ask(keeper: subprocess.Popen[str], plan: Plan) -> str:
 
 
 def _apply(variables: Mapping[str, str]) -> None:
-    """Sets what Ray reads when it connects, also where Ray has been imported before."""
+    """Sets what Ray reads when it is imported, also where it has been imported before."""
     os.environ.update(variables)
-    constants = sys.modules.get("ray._private.ray_constants")
-    if constants is not None:
-        constants.ENABLE_RAY_CLUSTER = False  # type: ignore[attr-defined]
-        sys.modules["ray._raylet"].AuthenticationTokenLoader.instance().reset_cache()
+    constants: Any = sys.modules.get("ray._private.ray_constants")
+    native: Any = sys.modules.get("ray._raylet")
+    if constants is not None and native is not None and not sys.modules["ray"].is_initialized():
+        constants.ENABLE_RAY_CLUSTER = False
+        native.Config.initialize("")  # reads RAY_AUTH_MODE again
+        native.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _detach_ray(address: str) -> None:

@@ -68,7 +68,8 @@ Ray has as many warm processes ready as it counts CPUs; a cold one costs a secon
 RAY_ENVIRONMENT = {
     # Workers import these before they are needed: an actor starts in 0.1 s instead of 1.3 s.
     "RAY_preload_python_modules": "fastapi,pydantic,uvloop,numpy,pyarrow",
-    "RAY_worker_maximum_startup_concurrency": "8",
+    # The first driver waits until so many workers are up, so no more than there are CPUs.
+    "RAY_worker_maximum_startup_concurrency": str(min(8, max(2, os.cpu_count() or 1))),
     "RAY_num_workers_soft_limit": "30",
     "RAY_idle_worker_killing_time_threshold_ms": "100000000",
     # A caller learns of its host's death in half a second instead of two.
@@ -223,7 +224,7 @@ def start_local(
         num_cpus=num_cpus or shards_default() + WORKERS_BESIDE_SHARDS,
         object_store_bytes=OBJECT_STORE_BYTES,
     )
-    further = environment(str(root / "serve")) if callable(environment) else environment or {}
+    further = environment(str(root / "ha")) if callable(environment) else environment or {}
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     variables = (
         inherited

@@ -100,6 +100,11 @@ class Files(Protocol):
         """Writes a whole file; after a power loss there is the old one or the new one."""
         ...
 
+    def overwrite(self, name: str, data: bytes) -> None:
+        """Writes a short file in place, without a promise for a power loss: for a file that is
+        itself a lock, and so must stay the same file."""
+        ...
+
     def append(self, name: str) -> AppendFile:
         """Opens a file, which must exist, for appending."""
         ...
@@ -176,7 +181,7 @@ class RealFiles:
         self.root = os.path.abspath(root)
 
     def path(self, name: str) -> str:
-        return os.path.join(self.root, name)
+        return os.path.normpath(os.path.join(self.root, name))
 
     def exists(self, name: str) -> bool:
         return os.path.exists(self.path(name))
@@ -225,6 +230,12 @@ class RealFiles:
                 os.close(descriptor)
             self._rename(beside, path)
             self._sync_directory(os.path.dirname(path))
+
+    def overwrite(self, name: str, data: bytes) -> None:
+        path = self.path(name)
+        with _translated(path, "write"), open(path, "r+b") as file:
+            file.truncate(0)
+            file.write(data)
 
     def append(self, name: str) -> AppendFile:
         path = self.path(name)

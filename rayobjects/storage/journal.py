@@ -106,7 +106,9 @@ def encode_header(header: SegmentHeader) -> bytes:
     return _HEADER_PREFIX.pack(MAGIC, len(payload), google_crc32c.value(payload)) + payload
 
 
-def encode_group(header: SegmentHeader, offset: int, count: int, bodies: Iterable[bytes]) -> bytes:
+def encode_group(
+    header: SegmentHeader, offset: int, count: int, bodies: Iterable[bytes | bytearray]
+) -> bytes:
     """A group at its place in a segment; `bodies` are `count` encoded records, joined or not."""
     payload = b"".join((_ARRAY.pack(0xDD, count), *bodies))
     crc = google_crc32c.extend(_seed(header, offset), payload)
@@ -227,7 +229,7 @@ class Journal:
         self._begin(header, b"".join(parts))
         self._last = records[-1].sequence
 
-    def write_group(self, first: int, count: int, bodies: Sequence[bytes]) -> None:
+    def write_group(self, first: int, count: int, bodies: Sequence[bytes | bytearray]) -> None:
         """Appends encoded records, `first` the sequence of the first one, and syncs them.
 
         Raises:
@@ -262,6 +264,11 @@ class Journal:
         with self._lock:
             closed = sum(entry[2] for entry in self._closed)
         return closed + (self._file.size if self._file is not None else 0)
+
+    @property
+    def segment(self) -> str:
+        """The name of the segment that is being written, "" if there is none yet."""
+        return segment_name(self._header.first) if self._file is not None else ""
 
     def close(self) -> None:
         """Ends the last segment, so that `remove_folded` may remove it."""

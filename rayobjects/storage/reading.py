@@ -8,15 +8,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from rayobjects.errors import StorageFailed
+from rayobjects.ids import ObjectId
 from rayobjects.limits import LOAD_WHOLE_BYTES_MAX, LOAD_WHOLE_KEYS_MAX, PAGE_KEYS_MAX
-from rayobjects.storage.checkpoint import Stored
 from rayobjects.storage.folding import Folding
 from rayobjects.storage.indexes import Indexes
-from rayobjects.storage.memtable import Delta, Generation, Key, Memtable, is_live
+from rayobjects.storage.memtable import Generation, Key, Memtable, is_live
 from rayobjects.storage.records import ITEM, Loaded
 from rayobjects.storage.worker import Worker
+
+
+@dataclass
+class Stored:
+    """An object as the checkpoint has it; `whole` and `entries` as in `records.Loaded`."""
+
+    exists: bool = False
+    whole: bool = True
+    keys: int = 0
+    entries: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+
 
 _Waiting = tuple[Key, "asyncio.Future[Loaded]"]
 
@@ -98,7 +110,25 @@ class Reading:
 
     def _stored(self, keys: list[Key]) -> dict[Key, Stored]:
         checkpoint = self._folding.checkpoint
-        return checkpoint.load(keys) if checkpoint is not None else {}
+        if checkpoint is None:
+            return {}
+        existing = checkpoint.existing([ObjectId(*key) for key in keys])
+        result = {key: Stored(exists=True) for key in keys if key in existing}
+        if not result:
+            return {}
+        for key, (items, size) in checkpoint.sizes([ObjectId(*key) for key in result]).items():
+            stored = result.get(key)
+            if stored is not None:  # else a namesake: another id with the same hash
+                stored.keys = items
+                stored.whole = items <= LOAD_WHOLE_KEYS_MAX and size <= LOAD_WHOLE_BYTES_MAX
+        for whole in (True, False):
+            ids = [ObjectId(*key) for key, stored in result.items() if stored.whole is whole]
+            if ids:
+                found = checkpoint.entries(ids, attributes_only=not whole)
+                for key, entries in found.items():
+                    if key in result:
+                        result[key].entries = entries
+        return result
 
     def _loaded(self, key: Key, stored: Stored | None, oldest: Generation) -> Loaded:
         delta = self._memtable.overlay(key, oldest)
@@ -140,7 +170,7 @@ class Reading:
         if decided:
             return entry
         checkpoint = self._folding.checkpoint
-        stored = checkpoint.read(key, name) if checkpoint is not None else None
+        stored = checkpoint.read(ObjectId(*key), name) if checkpoint is not None else None
         # Once more: commits may have been folded between the two.
         decided, entry = self._memtable.entry(key, name, oldest)
         return entry if decided else stored
@@ -172,7 +202,14 @@ class Reading:
         hidden = 0
         while True:
             stored = (
-                checkpoint.scan(key, prefix, start, end, limit + hidden, reverse)
+                checkpoint.scan(
+                    ObjectId(*key),
+                    prefix=prefix,
+                    start=start,
+                    end=end,
+                    limit=limit + hidden,
+                    reverse=reverse,
+                )
                 if checkpoint is not None
                 else []
             )
@@ -204,7 +241,7 @@ class Reading:
             items = {name: e for name, e in delta.entries.items() if name.startswith(ITEM)}
             stored = 0
             if checkpoint is not None and not delta.hides_items:
-                stored = checkpoint.count(key, items)
+                stored = checkpoint.count(ObjectId(*key), list(items))
             # A fold or a commit in between would be counted twice or not at all.
             if oldest is self._memtable.oldest:
                 return stored + sum(map(is_live, items.values()))

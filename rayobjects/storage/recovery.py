@@ -175,7 +175,9 @@ def _records(
             path, f"is damaged at byte {segment.offset:,}, and records behind that are whole"
         )
     if segment.tail is Tail.TORN and following is not None and not complete:
-        raise unreadable(path, f"is damaged at byte {segment.offset:,}, and {following.name} follows")
+        raise unreadable(
+            path, f"is damaged at byte {segment.offset:,}, and {following.name} follows"
+        )
     return records
 
 

@@ -29,7 +29,6 @@ from rayobjects.errors import Overloaded, StorageFailed
 from rayobjects.ids import ObjectId
 from rayobjects.limits import (
     FINISHED_CALLS_MAX,
-    FINISHED_WINDOW_S,
     FOLD_AFTER_S,
     FOLD_BYTES,
     FOLD_RECORDS,
@@ -37,7 +36,8 @@ from rayobjects.limits import (
     PAGE_KEYS_MAX,
     SEGMENT_BYTES_MAX,
 )
-from rayobjects.storage.checkpoint import Checkpoint
+from rayobjects.storage.checkpoint import NAME as CHECKPOINT
+from rayobjects.storage.checkpoint import Rest
 from rayobjects.storage.commits import Commits, Done
 from rayobjects.storage.files import Files, RealFiles, parse_root
 from rayobjects.storage.folding import Folding
@@ -50,7 +50,9 @@ from rayobjects.storage.records import Finished, Loaded, PendingSends, Record, S
 from rayobjects.storage.recovery import Plan, decide
 from rayobjects.storage.worker import InlineWorker, ThreadWorker, Worker
 
-CHECKPOINT = "checkpoint.duckdb"
+_HERE = "."
+"""The shard's directory, seen from its files."""
+
 _HAND_OVER_S = 5.0
 """How long `close`, called on another thread, waits for a loop that may have stopped."""
 
@@ -85,7 +87,7 @@ class Shard:
         self.epoch = ownership.epoch
         self.failed: StorageFailed | None = None
         self._files = files
-        self._directory = f"shards/{name}"
+        self._directory = _HERE
         self._ownership = ownership
         self._clock = clock
         self._post = post if threads else _now
@@ -106,7 +108,9 @@ class Shard:
             self._journal,
             ownership,
             self._worker("fold"),
-            checkpoint_path=files.path(f"{self._directory}/{CHECKPOINT}"),
+            files=files,
+            directory=self._directory,
+            shard=name,
             post=self._post,
             fail=self._fail,
             records=fold_records if threads else None,
@@ -127,7 +131,7 @@ class Shard:
     @classmethod
     def open(
         cls,
-        root: str | Files,
+        directory: str | Files,
         name: str,
         *,
         clock: Clock,
@@ -143,7 +147,7 @@ class Shard:
         record if it is not.
 
         Args:
-            root: the storage root; the shard is in `shards/<name>` there.
+            directory: the shard's own (`Manifest.shard_root`), or its files.
             soon: runs a callback on the loop, later (`loop.call_soon`).
             post: the same, from any thread (`loop.call_soon_threadsafe`).
             threads: False: everything happens in the calls and in `soon`; folds only when asked.
@@ -151,10 +155,9 @@ class Shard:
         Raises:
             StorageFailed: the shard is damaged, of another version or in use, or the disk refuses.
         """
-        files = RealFiles(parse_root(root)) if isinstance(root, str) else root
-        directory = f"shards/{name}"
-        files.make_directory(directory)
-        ownership = Ownership.claim(files, directory)
+        files = RealFiles(parse_root(directory)) if isinstance(directory, str) else directory
+        files.make_directory("")
+        ownership = Ownership.claim(files, _HERE)
         shard = cls(
             files,
             name,
@@ -181,12 +184,13 @@ class Shard:
     def _recover(self) -> None:
         files, directory = self._files, self._directory
         names = files.list(directory)
-        checkpoint: Checkpoint | None = None
+        rest: Rest | None = None
         if CHECKPOINT in names:
-            checkpoint = self._folding.open_checkpoint()
+            rest = self._folding.open_checkpoint().rest()
+            self._folding.folded = rest.folded
             # A stale owner may have folded, and removed segments, until the database was ours.
             names = files.list(directory)
-        folded = checkpoint.folded if checkpoint is not None else 0
+        folded = self._folding.folded
         segments, sizes = [], {}
         for name in names:
             if first_of(name) is not None:
@@ -206,7 +210,7 @@ class Shard:
         for name in names:
             if name.endswith(".tmp") or (name in plan.remove and name != rewritten):
                 files.remove(f"{directory}/{name}")
-        self._fill(checkpoint, plan, sum(sizes.values()))
+        self._fill(rest, plan, sum(sizes.values()))
         self._commits = Commits(
             self._journal,
             self._ownership,
@@ -218,18 +222,18 @@ class Shard:
             fail=self._fail,
         )
 
-    def _fill(self, checkpoint: Checkpoint | None, plan: Plan, size: int) -> None:
+    def _fill(self, rest: Rest | None, plan: Plan, size: int) -> None:
         """Fills the memory from the checkpoint, then from the journal."""
         indexes = self._indexes
-        oldest = self._clock.now() - FINISHED_WINDOW_S
-        if checkpoint is not None:
-            for finished in checkpoint.finished(oldest):
+        if rest is not None:
+            for finished in rest.finished:
                 indexes.add_finished(finished)
-            for key, sequence, sends, waiting in checkpoint.sends():
-                indexes.add_sends(key, sequence, sends, set(waiting))
-            for key, change in checkpoint.sockets():
+            for each in rest.sends:
+                waiting = {send.gateway for send in each.sends}
+                indexes.add_sends((each.class_name, each.name), each.sequence, each.sends, waiting)
+            for key, change in rest.sockets:
                 indexes.add_socket(key, change)
-            for key, epoch in checkpoint.owners().items():
+            for key, epoch in rest.owners.items():
                 indexes.add_owner(key, epoch)
         if plan.records:
             self._apply(list(plan.records), size)
@@ -387,7 +391,6 @@ class Shard:
     def sent(self, id: ObjectId, sequence: int, gateway: str) -> None:
         """The gateway has acknowledged the record's messages."""
         self._indexes.sent((id[0], id[1]), sequence, gateway)
-        self._folding.acknowledged = True
 
     def pending(self) -> list[PendingSends]:
         """Records with messages that a gateway has not acknowledged, in order; each with all of

@@ -1,0 +1,221 @@
+"""What a shard keeps in memory about all of its objects: finished calls, unacknowledged messages,
+open sockets, owner epochs.
+
+They are bounded by other limits (calls by their window, messages by the outbox, sockets an object)
+and asked for with every call, so they are held whole; the journal and the checkpoint bring them
+back. Acknowledgements are not journaled: after a crash messages are sent again, and gateways know
+a repetition by its sequence and index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rayobjects.ids import ObjectId
+from rayobjects.limits import FINISHED_WINDOW_S
+from rayobjects.messages import Send
+from rayobjects.storage.memtable import Key
+from rayobjects.storage.records import Finished, PendingSends, Record, SocketChange
+
+
+class Indexes:
+    """Changed on the loop's thread only."""
+
+    def __init__(self) -> None:
+        # By call id alone, which is what `forget` has. The rare call id that two objects share
+        # (an Idempotency-Key that was used twice) goes into `_shared`.
+        self._finished: dict[str, Finished] = {}
+        self._shared: dict[tuple[str, str, str], Finished] = {}
+        self._sends: dict[Key, dict[int, tuple[list[Send], set[str]]]] = {}
+        self._sockets: dict[Key, dict[str, SocketChange]] = {}
+        self._owners: dict[Key, int] = {}
+        self.socket_count = 0
+        # What the next fold must tell the checkpoint.
+        self._changed_sockets: set[tuple[Key, str]] = set()
+        self._sent: list[tuple[Key, int]] = []
+
+    # -- what comes in ------------------------------------------------------------------------
+
+    def apply(self, record: Record) -> Finished | None:
+        """Takes over a record; returns the finished call that it brought."""
+        key = (record.class_name, record.name)
+        if record.delete:
+            self._drop_sockets(key)
+        if record.sockets:
+            self._change_sockets(key, record.sockets)
+        if record.sends:
+            self.add_sends(key, record.sequence, record.sends, {s.gateway for s in record.sends})
+        if record.claims:
+            self._owners[key] = record.owner_epoch
+        if not record.call_id:
+            return None
+        finished = Finished(
+            record.class_name,
+            record.name,
+            record.call_id,
+            record.status,
+            record.reply,
+            record.finished_at,
+            record.sequence,
+        )
+        self.add_finished(finished)
+        return finished
+
+    def add_finished(self, finished: Finished) -> None:
+        call_id = finished.call_id
+        other = self._finished.get(call_id)
+        if other is None or (
+            other.name == finished.name and other.class_name == finished.class_name
+        ):
+            self._finished[call_id] = finished
+        else:
+            self._shared[finished.class_name, finished.name, call_id] = finished
+
+    def add_sends(self, key: Key, sequence: int, sends: list[Send], waiting: set[str]) -> None:
+        self._sends.setdefault(key, {})[sequence] = (sends, waiting)
+
+    def add_socket(self, key: Key, change: SocketChange) -> None:
+        """Adds a socket that the checkpoint has."""
+        self._sockets.setdefault(key, {})[change.socket] = change
+        self.socket_count += 1
+
+    def add_owner(self, key: Key, epoch: int) -> None:
+        self._owners[key] = epoch
+
+    def _change_sockets(self, key: Key, changes: Iterable[SocketChange]) -> None:
+        sockets = self._sockets.setdefault(key, {})
+        before = len(sockets)
+        for change in changes:
+            self._changed_sockets.add((key, change.socket))
+            if change.open:
+                sockets[change.socket] = change
+            else:
+                sockets.pop(change.socket, None)
+        self.socket_count += len(sockets) - before
+        if not sockets:
+            del self._sockets[key]
+
+    def _drop_sockets(self, key: Key) -> None:
+        dropped = self._sockets.pop(key, {})
+        self._changed_sockets.update((key, socket) for socket in dropped)
+        self.socket_count -= len(dropped)
+
+    # -- finished calls -----------------------------------------------------------------------
+
+    @property
+    def finished_count(self) -> int:
+        return len(self._finished) + len(self._shared)
+
+    def finished(self, key: Key, call_id: str) -> Finished | None:
+        found = self._finished.get(call_id)
+        if found is not None and found.name == key[1] and found.class_name == key[0]:
+            return found
+        return self._shared.get((*key, call_id)) if self._shared else None
+
+    def finished_of(self, key: Key) -> list[Finished]:
+        """All of an object's; looks at every finished call of the shard."""
+        class_name, name = key
+        return [
+            each
+            for kept in (self._finished, self._shared)
+            for each in kept.values()
+            if each.name == name and each.class_name == class_name
+        ]
+
+    def still_finished(self, calls: Iterable[Finished]) -> list[Finished]:
+        """Those that have not been forgotten."""
+        finished, shared = self._finished, self._shared
+        return [
+            each
+            for each in calls
+            if finished.get(each.call_id) is each
+            or (shared and shared.get((each.class_name, each.name, each.call_id)) is each)
+        ]
+
+    def forget(self, call_id: str) -> None:
+        self._finished.pop(call_id, None)
+
+    def expire(self, now: float) -> None:
+        """Forgets the calls that have left their window; `now` in seconds since the epoch."""
+        oldest = now - FINISHED_WINDOW_S
+        _drop_oldest(self._finished, oldest)
+        _drop_oldest(self._shared, oldest)
+
+    # -- messages -----------------------------------------------------------------------------
+
+    def sent(self, key: Key, sequence: int, gateway: str) -> None:
+        """The gateway has the record's messages."""
+        of_object = self._sends.get(key)
+        entry = of_object.get(sequence) if of_object is not None else None
+        if of_object is None or entry is None:
+            return
+        entry[1].discard(gateway)
+        if not entry[1]:
+            del of_object[sequence]
+            self._sent.append((key, sequence))
+            if not of_object:
+                del self._sends[key]
+
+    def pending_of(self, key: Key) -> list[PendingSends]:
+        return [
+            PendingSends(key[0], key[1], sequence, sends)
+            for sequence, (sends, _) in self._sends.get(key, {}).items()
+        ]
+
+    def pending(self) -> list[PendingSends]:
+        """All of them, in the order of their sequences."""
+        found = [each for key in self._sends for each in self.pending_of(key)]
+        found.sort(key=lambda each: each.sequence)
+        return found
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether messages were acknowledged since the last fold."""
+        return bool(self._sent)
+
+    def take_changes(
+        self, after: int
+    ) -> tuple[
+        list[PendingSends], list[tuple[Key, int]], list[tuple[Key, str, SocketChange | None]]
+    ]:
+        """What a fold writes: messages of records after a sequence that are unacknowledged,
+        records whose messages are acknowledged since the last fold, changed sockets."""
+        sent, self._sent = self._sent, []
+        changed, self._changed_sockets = self._changed_sockets, set()
+        return (
+            [each for each in self.pending() if each.sequence > after],
+            sent,
+            [(key, socket, self._sockets.get(key, {}).get(socket)) for key, socket in changed],
+        )
+
+    @property
+    def pending_count(self) -> int:
+        return sum(map(len, self._sends.values()))
+
+    # -- sockets and owners -------------------------------------------------------------------
+
+    def sockets(self) -> list[tuple[ObjectId, str, str]]:
+        return [
+            (ObjectId(*key), change.socket, change.gateway)
+            for key, sockets in self._sockets.items()
+            for change in sockets.values()
+        ]
+
+    def sockets_of(self, key: Key) -> list[SocketChange]:
+        return list(self._sockets.get(key, {}).values())
+
+    def owner(self, key: Key) -> int:
+        return self._owners.get(key, 0)
+
+
+def _drop_oldest(
+    calls: dict[str, Finished] | dict[tuple[str, str, str], Finished], oldest: float
+) -> None:
+    """They are in the order in which they ended, as nearly as the clock goes forward."""
+    gone = []
+    for key, finished in calls.items():
+        if finished.finished_at >= oldest:
+            break
+        gone.append(key)
+    for key in gone:
+        del calls[key]  # type: ignore[arg-type]

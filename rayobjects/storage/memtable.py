@@ -206,22 +206,6 @@ class Memtable:
                 generation = generation.next
         return decided, found
 
-    def lookup(self, key: Key, name: str) -> tuple[bool, tuple[int, bytes] | None]:
-        """Whether the chain decides what the object has under a key, and what that is."""
-        known: tuple[bool, tuple[int, bytes] | None] = (False, None)
-        generation: Generation | None = self.oldest
-        with self._lock:
-            while generation is not None:
-                delta = generation.deltas.get(key)
-                if delta is not None:
-                    entry = delta.entries.get(name)
-                    if entry is not None:
-                        known = (True, entry if is_live(entry) else None)
-                    elif delta.deleted or (delta.cleared and name.startswith(ITEM)):
-                        known = (True, None)
-                generation = generation.next
-        return known
-
     def names(
         self, class_name: str, prefix: str, after: str, oldest: Generation
     ) -> dict[str, bool]:

@@ -4,6 +4,7 @@ prints the answer; every error leaves through `main` as one line on standard err
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from typing import Annotated, Any
 
@@ -23,6 +24,9 @@ from rayobjects.cli.output import (
 from rayobjects.errors import InvalidCall, RayObjectsError
 from rayobjects.limits import PAGE_KEYS_MAX
 from rayobjects.settings import STORAGE, settings
+
+HAPROXY_DIRECTORY = "/tmp/rayobjects"
+"""On a node of a cluster, which runs one Ray: short, since sockets' paths are."""
 
 app = typer.Typer(
     name="rayobjects",
@@ -79,11 +83,11 @@ def serve(
 @app.command()
 def status(address: Address = None, as_json: AsJson = False) -> None:
     """Show hosts, classes and storage."""
-    from rayobjects.runtime import admin, cluster
+    from rayobjects.runtime import admin, registry
 
     ray_address = _connect(address)
     found = admin.status()
-    record = cluster.find(address or ray_address)
+    record = registry.find(address or ray_address)
     url = record.facts.get("url", "") if record is not None else ""
     if as_json:
         print_json({"address": ray_address, "url": url, **msgspec.to_builtins(found)})
@@ -192,12 +196,12 @@ def delete(
 @app.command()
 def down(address: Address = None) -> None:
     """Stop hosts, gateway and the Ray that `serve` started. The objects stay in the storage."""
-    from rayobjects.runtime import cluster
+    from rayobjects.runtime import registry
 
-    record = cluster.find(address)
+    record = registry.find(address)
     if record is not None:
         with progress(f"Stopping {record.facts.get('url', record.address)}"):
-            cluster.stop(record)
+            registry.stop(record)
         note("Stopped.")
         return
     from rayobjects.runtime import admin
@@ -208,6 +212,18 @@ def down(address: Address = None) -> None:
         stop_gateway()
         admin.stop_hosts()
     note("Stopped; the Ray cluster goes on.")
+
+
+@app.command()
+def environment(
+    directory: Annotated[str, typer.Option(help="For HAProxy's files.")] = HAPROXY_DIRECTORY,
+) -> None:
+    """Print the variables that Ray must be started with on a node, for a shell to eval."""
+    from rayobjects.runtime.cluster import RAY_ENVIRONMENT
+    from rayobjects.serve import haproxy
+
+    for name, value in (RAY_ENVIRONMENT | haproxy.environment(directory)).items():
+        print(f"export {name}={shlex.quote(value)}")
 
 
 def parse_arguments(arguments: list[str]) -> dict[str, Any]:

@@ -4,10 +4,7 @@
 beside it) through a keeper process, which ends with its owner, however that ends. Everything
 listens on 127.0.0.1 only, and Ray asks for a token that is made for this cluster.
 
-A cluster is listed in a file of this user's, with its address and token (mode 0600). Its keeper
-holds a lock on the file: a file without a lock belongs to a cluster that is gone, and is removed by
-whoever meets it, after what the cluster may have left running has been ended. So `connect` finds
-the cluster that runs here, also from another shell, and two clusters do not disturb each other.
+`connect` finds the cluster that runs here, also from another shell (see `registry`).
 
     owner dies      the keeper's input ends, it ends Ray
     keeper dies     Ray's processes die with it; the owner, or the next start, ends the rest
@@ -18,36 +15,39 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
-import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from rayobjects.clock import SystemClock
 from rayobjects.errors import InvalidCall, Unavailable
-from rayobjects.runtime.keeper import MARK, Plan, sweep
-from rayobjects.settings import settings, shards_default
+from rayobjects.runtime.keeper import MARK, Plan
+from rayobjects.runtime.registry import (
+    LOOPBACK_ENVIRONMENT,
+    STOP_S,
+    Record,
+    find,
+    forget,
+    records_directory,
+    running,
+    wanted_address,
+    write,
+)
+from rayobjects.settings import shards_default
 
 NAMESPACE = "rayobjects"
 """Ray's namespace of everything here."""
 
 START_S = 60.0
 """Ray needs 3 s to start on an idle machine; a busy one gets this."""
-
-STOP_S = 20.0
-"""How long the keeper may take to end Ray before it is killed; usually 1 s."""
 
 PROBE_S = 3.0
 """How long an address may take to accept a connection. Ray itself would try for half a minute."""
@@ -87,51 +87,6 @@ RAY_ENVIRONMENT = {
 }
 """What Ray must be started with; cluster.yaml has the same for each node."""
 
-LOOPBACK_ENVIRONMENT = {
-    # On Linux Ray replaces 127.0.0.1 by the machine's address and listens on every interface,
-    # unless it believes that it cannot have further nodes, as on a Mac.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-}
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a cluster's file says.
-
-    Attributes:
-        address: of Ray, `127.0.0.1:port`.
-        token: what Ray asks its clients for.
-        mark: in the environment of each of the cluster's processes.
-        owner: the process id of whoever started it.
-        keeper: the keeper's process id; 0 until it has started.
-        started_at: when, in seconds since the epoch.
-        directory: where Ray's files are, logs among them.
-        ready: the keeper has started Ray, and so holds its lock while the cluster runs.
-        facts: what the owner lets others know: `url`, `storage`.
-        path: of the file.
-    """
-
-    address: str
-    token: str
-    mark: str
-    owner: int
-    started_at: float
-    directory: str
-    keeper: int = 0
-    ready: bool = False
-    facts: dict[str, Any] = field(default_factory=dict)
-    path: str = ""
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What a process must have to attach to the cluster, and to find it at all."""
-        return LOOPBACK_ENVIRONMENT | {
-            "RAYOBJECTS_ADDRESS": self.address,
-            "RAY_ADDRESS": self.address,
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": self.token,
-        }
-
 
 class LocalCluster:
     """A cluster that this process has started. A context manager: the end stops it."""
@@ -159,7 +114,7 @@ class LocalCluster:
     def announce(self, **facts: Any) -> None:
         """Writes facts (JSON types) into the cluster's file, for other processes."""
         self.record = replace(self.record, facts=self.record.facts | facts)
-        _write(self.record)
+        write(self.record)
 
     def stop(self) -> None:
         """Ends every process of the cluster and removes its files. May be called again."""
@@ -172,7 +127,7 @@ class LocalCluster:
         except subprocess.TimeoutExpired:
             self._keeper.kill()
             self._keeper.wait()
-        _forget(self.record)
+        forget(self.record)
         for directory in self._owned:
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -214,9 +169,9 @@ def start_local(
         owner=os.getpid(),
         started_at=SystemClock().now(),
         directory=str(root),
-        path=str(_records_directory() / f"{port}-{mark}.json"),
+        path=str(records_directory() / f"{port}-{mark}.json"),
     )
-    _write(record)
+    write(record)
     plan = Plan(
         record=record.path,
         directory=str(root),
@@ -260,58 +215,8 @@ def start_local(
             "memory and disk are not full"
         )
     cluster.record = replace(cluster.record, ready=True)
-    _write(cluster.record)
+    write(cluster.record)
     return cluster
-
-
-def running() -> list[Record]:
-    """This user's running clusters, oldest first. Removes the files of those that are gone."""
-    found: list[Record] = []
-    for path in _records_directory().glob("*.json"):
-        record = _read(path)
-        if record is None:
-            continue
-        if record.ready and _is_locked(path):
-            found.append(record)
-        elif record.ready or not psutil.pid_exists(record.owner):
-            _forget(record)
-    return sorted(found, key=lambda record: record.started_at)
-
-
-def find(address: str | None = None) -> Record | None:
-    """The running cluster of this machine that `connect` would take.
-
-    Args:
-        address: of Ray (`host:port`) or of the gateway (`http://127.0.0.1:8000`, or the port);
-            None for RAYOBJECTS_ADDRESS, RAY_ADDRESS, or the only one that runs.
-
-    Returns:
-        None if the address is not of a cluster that `start_local` started.
-
-    Raises:
-        Unavailable: no cluster runs here.
-        InvalidCall: several run and none was named.
-    """
-    wanted = _wanted(address)
-    clusters = running()
-    if wanted:
-        port = wanted.rstrip("/").rpartition(":")[2]
-        for record in clusters:
-            url = str(record.facts.get("url", ""))
-            if record.address.endswith(f":{port}") or (url and url.endswith(f":{port}")):
-                return record
-        return None
-    if not clusters:
-        raise Unavailable(
-            "no cluster runs here: start one with `rayobjects serve FILE`, or name one with "
-            "--address or RAYOBJECTS_ADDRESS"
-        )
-    if len(clusters) > 1:
-        names = ", ".join(str(record.facts.get("url", record.address)) for record in clusters)
-        raise InvalidCall(
-            f"several clusters run here ({names}): name one with --address or RAYOBJECTS_ADDRESS"
-        )
-    return clusters[0]
 
 
 def connect(address: str | None = None) -> str:
@@ -328,7 +233,7 @@ def connect(address: str | None = None) -> str:
         InvalidCall: several run and none was named; the address is no address.
     """
     record = find(address)
-    target = record.address if record is not None else _wanted(address)
+    target = record.address if record is not None else wanted_address(address)
     if record is not None:
         _apply(record.environment)
     _probe(target)
@@ -375,7 +280,7 @@ def attach(storage: str | None, address: str | None = None) -> None:
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         return
-    if storage is None or _wanted(address):
+    if storage is None or wanted_address(address):
         connect(address)
         return
     for record in running():
@@ -386,27 +291,6 @@ def attach(storage: str | None, address: str | None = None) -> None:
     atexit.register(started.stop)
     started.announce(storage=storage)
     connect(started.address)
-
-
-def stop(record: Record) -> None:
-    """Stops a cluster of this machine, from another process than its owner: asks the owner, which
-    stops it as on Ctrl-C; whatever is left after 20 s is killed.
-
-    Raises:
-        Unavailable: it belongs to another user.
-    """
-    try:
-        owner = psutil.Process(record.owner)
-        os.kill(record.owner, signal.SIGTERM)
-        with contextlib.suppress(psutil.TimeoutExpired):
-            owner.wait(STOP_S)
-    except (psutil.NoSuchProcess, ProcessLookupError):
-        pass
-    except PermissionError:
-        raise Unavailable(
-            f"the cluster at {record.address} belongs to another user: ask that user"
-        ) from None
-    _forget(record)
 
 
 def _ask(keeper: subprocess.Popen[str], plan: Plan) -> str:
@@ -460,10 +344,6 @@ def _probe(address: str) -> None:
         ) from None
 
 
-def _wanted(address: str | None) -> str:
-    return address or settings().address or os.environ.get("RAY_ADDRESS", "")
-
-
 def _directories(directory: str | Path | None) -> tuple[Path, list[Path]]:
     """Where Ray's files go, and which directories are this cluster's to remove."""
     if directory is not None:
@@ -476,45 +356,6 @@ def _directories(directory: str | Path | None) -> tuple[Path, list[Path]]:
         base = SHORT_DIRECTORY
     root = Path(tempfile.mkdtemp(prefix="ro-", dir=base))
     return root, [root]
-
-
-def _records_directory() -> Path:
-    directory = settings().clusters_directory.expanduser()
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return directory
-
-
-def _write(record: Record) -> None:
-    """Writes in place: the keeper's lock is on the file itself."""
-    descriptor = os.open(record.path, os.O_RDWR | os.O_CREAT, 0o600)
-    with os.fdopen(descriptor, "r+") as file:
-        text = json.dumps(asdict(record), indent=2)
-        file.write(text)
-        file.truncate(len(text))
-
-
-def _read(path: Path) -> Record | None:
-    """None while the file is being written, or where it is not ours."""
-    try:
-        return Record(**(json.loads(path.read_text()) | {"path": str(path)}))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def _forget(record: Record) -> None:
-    sweep(record.mark, record.keeper)
-    Path(record.path).unlink(missing_ok=True)
 
 
 def _free_port() -> int:

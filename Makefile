@@ -1,0 +1,46 @@
+# `make demo` and `make test` need Python 3.11 and pip, nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+FILE ?= examples/chat.py
+PORT ?= 8000
+
+.PHONY: demo test lint types install install-dev lock clean
+
+demo: install  ## Serve the chat on 127.0.0.1:8000, until Ctrl-C.
+	@$(BIN)/rayobjects serve $(FILE) --port $(PORT)
+
+test: install-dev lint types  ## Linter, types and all tests.
+	$(BIN)/python -m pytest
+
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install-dev
+	$(BIN)/mypy
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.lock pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.lock
+	@touch $@
+
+lock:  ## Write the lock files anew from pyproject.toml; needs uv.
+	uv pip compile --quiet --universal --no-header --no-annotate --no-emit-index-url \
+	  --no-emit-find-links --python-version 3.11 pyproject.toml -o requirements.lock
+	uv pip compile --quiet --universal --no-header --no-annotate --no-emit-index-url \
+	  --no-emit-find-links --python-version 3.11 --extra dev pyproject.toml -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -27,7 +27,7 @@ import threading
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from rayobjects.storage.files import AppendFile, HeldFile, Lock, RealFiles
+from rayobjects.storage.files import AppendFile, HeldFile, Lock, RealFiles, storage_failed
 
 STEPS = ("create", "write", "sync", "rename", "unlink", "sync_directory", "look")
 
@@ -369,7 +369,10 @@ class _Held:
         self._path = path
 
     def same(self) -> bool:
-        self._files._step("look", self._path)
+        try:
+            self._files._step("look", self._path)
+        except OSError as error:
+            raise storage_failed(error, self._path, "open") from error
         return self._held.same()
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from storage_double import record, segment_of
 
 from rayobjects.errors import StorageFailed
 from rayobjects.limits import GROUP_BYTES_MAX
@@ -27,20 +28,8 @@ from rayobjects.storage.journal import (
     segment_name,
 )
 from rayobjects.storage.ownership import Ownership
-from rayobjects.storage.records import JSON, Record, SocketChange, encode
+from rayobjects.storage.records import JSON, SocketChange, encode
 from rayobjects.testing.files import FaultyFiles
-
-
-def record(sequence: int, **more: object) -> Record:
-    return Record("Room", "berlin", sequence=sequence, epoch=1, **more)  # type: ignore[arg-type]
-
-
-def segment_of(*groups: list[Record], first: int = 1, epoch: int = 1) -> bytes:
-    header = SegmentHeader(FORMAT, epoch, "default-0000", first)
-    data = encode_header(header)
-    for group in groups:
-        data += encode_group(header, len(data), len(group), map(encode, group))
-    return data
 
 
 def read(data: bytes, first: int = 1) -> Segment:
@@ -189,9 +178,7 @@ def test_fields_that_a_newer_version_appends_are_ignored() -> None:
 @settings(max_examples=60, deadline=None)
 def test_rubbish_behind_whole_groups_costs_nothing(groups: list[list[bytes]], tail: bytes) -> None:
     sequence = 0
-    whole = []
-    for group in groups:
-        whole.append([record(sequence := sequence + 1, reply=reply) for reply in group])
+    whole = [[record(sequence := sequence + 1, reply=reply) for reply in group] for group in groups]
     segment = read(segment_of(*whole) + tail)
     assert segment.records == [each for group in whole for each in group]
     assert segment.tail is (Tail.TORN if tail else Tail.CLEAN)

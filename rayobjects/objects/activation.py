@@ -260,6 +260,8 @@ class Activation:
                     f"{CALL_BYTES_MAX:,}: return less, or page by page"
                 )
             if changes:
+                if changes.sends:
+                    self.host.check_outboxes(changes.sends)
                 record = Record(
                     self.id.class_name,
                     self.id.name,

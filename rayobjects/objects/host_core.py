@@ -26,7 +26,7 @@ from rayobjects.limits import (
     GATEWAY_SILENT_S,
     OUTBOX_MESSAGES_MAX,
 )
-from rayobjects.messages import ERROR, SOCKET, Batch, Call, Poll, Push, Replies, SocketEvent
+from rayobjects.messages import ERROR, SOCKET, Batch, Call, Poll, Push, Replies, Send, SocketEvent
 from rayobjects.objects.activation import Activation, Redirected, Respond, no_reply
 from rayobjects.objects.catalog import ObjectClass
 from rayobjects.objects.host_channel import HostChannel
@@ -213,10 +213,10 @@ class HostCore:
             if channel is not None:
                 channel.wake()
 
-    def check_outboxes(self, gateways: set[str]) -> None:
+    def check_outboxes(self, sends: list[Send]) -> None:
         """Raises Overloaded where a gateway is too far behind to be sent more."""
-        for gateway in gateways:
-            outbox = self.outboxes.get(gateway)
+        for send in sends:
+            outbox = self.outboxes.get(send.gateway)
             if outbox is not None and len(outbox) >= OUTBOX_MESSAGES_MAX:
                 raise Overloaded(
                     f"{OUTBOX_MESSAGES_MAX:,} socket messages wait for a gateway: back off"
@@ -323,6 +323,9 @@ class HostCore:
             return
         self.failed = error
         logger.error("storage failed: %s", error)
+        if error.details.keys() & {"lost", "restart"}:
+            # Another owner, or this one begun anew, will answer: channels ask there.
+            self._abandon_channels()
         activations, self.activations = self.activations, {}
         for activation in activations.values():
             activation.abandon()
@@ -330,10 +333,13 @@ class HostCore:
 
     def release(self) -> None:
         """After `fail`: ends the channels; what they have no answer to, they send again."""
-        for channel in self.channels.values():
-            channel.abandon()
-        self.channels = {}
+        self._abandon_channels()
         self.lane.close()
+
+    def _abandon_channels(self) -> None:
+        channels, self.channels = self.channels, {}
+        for channel in channels.values():
+            channel.abandon()
 
     async def stop(self) -> None:
         """Lets every object leave (on_stop), after the calls that run and wait."""

@@ -42,6 +42,11 @@ def invocation_of(call: Call, activation: Activation) -> Invocation:
         method = activation.object_class.methods.get(call.method)  # type: ignore[union-attr]
         if method is None or (encoding == JSON and method.internal):
             raise _unknown_method(call, activation)
+        if activation.object_class.info.methods[call.method].stream:  # type: ignore[union-attr]
+            raise InvalidCall(
+                f"{call.class_name}.{call.method} is a generator, and streams are not supported "
+                "yet: return a list, or send to sockets"
+            )
         if encoding == PICKLE:
             try:
                 arguments, keywords = values.load(call.args)

@@ -141,6 +141,8 @@ class BaseHost:
             core = self.core
             if core is not None and core.failed is None:
                 return core
+            if core is not None:
+                self._end_if_lost(core)
             if self._stopped:
                 raise StorageFailed(f"the host {self.host} is shutting down: try again")
             now = self.clock.monotonic()
@@ -187,6 +189,12 @@ class BaseHost:
             if core.failed is None:
                 core.sweep()
                 await self.sweep()
-            elif core.failed.details.get("lost") == "epoch":
-                logger.error("%s ends, because another process has taken over", self.host)
-                os._exit(1)
+            else:
+                self._end_if_lost(core)
+
+    def _end_if_lost(self, core: HostCore) -> None:
+        """Another process has taken over: this one must not take it back."""
+        assert core.failed is not None
+        if core.failed.details.get("lost") == "epoch":
+            logger.error("%s ends, because another process has taken over", self.host)
+            os._exit(1)

@@ -9,11 +9,12 @@ from typing import Any, overload
 import msgspec
 import ray
 
-from rayobjects.errors import InvalidCall, RayObjectsError, StorageFailed, Unavailable
+from rayobjects.errors import InvalidCall, StorageFailed, Unavailable
 from rayobjects.limits import SHARDS_DEFAULT_MAX, SHARDS_MAX
 from rayobjects.objects.catalog import ClassInfo, describe, pickle_classes
 from rayobjects.objects.model import DurableObject
 from rayobjects.runtime import placement, process
+from rayobjects.runtime.asking import answer
 from rayobjects.runtime.configuration import (
     Configuration,
     delete_configuration,
@@ -130,21 +131,16 @@ def _first_configuration(proposed: Configuration) -> Configuration:
     host = placement.shard_host(0)
     try:
         handle = placement.locate_blocking(host, configuration, None)
-        figures: dict[str, Any] = ray.get(handle.start.remote(), timeout=START_WITHIN_S)
+        figures: dict[str, Any] = answer(handle.start.remote(), START_WITHIN_S, host)
     except StorageFailed:
         if configuration.cluster_id == proposed.cluster_id:
             ray.kill(handle, no_restart=True)
             delete_configuration()
         raise
-    except ray.exceptions.RayError as error:
-        raise Unavailable(
-            f"the host {host} did not start within {START_WITHIN_S:g} s ({error}): look at "
-            "`ray status` and at Ray's logs"
-        ) from error
     if figures["shards"] != configuration.shards:  # the manifest of an older root decides
         configuration = msgspec.structs.replace(configuration, shards=figures["shards"])
         write_configuration(configuration, overwrite=True)
-        ray.get(handle.configure.remote(configuration), timeout=START_WITHIN_S)
+        answer(handle.configure.remote(configuration), START_WITHIN_S, host)
     return configuration
 
 
@@ -177,15 +173,11 @@ def deploy(*classes: type[DurableObject]) -> Any:
     body = msgspec.msgpack.encode(Deployment(infos, blob))
     handle = placement.locate_blocking(placement.shard_host(0), router.configuration, None)
     names = [info.name for info in infos]
-    try:
-        deployed = msgspec.msgpack.decode(
-            ray.get(handle.deploy.remote(body), timeout=START_WITHIN_S), type=list[ClassInfo]
-        )
-        _refresh_hosts(names)
-    except RayObjectsError:
-        raise
-    except ray.exceptions.RayError as error:
-        raise Unavailable(f"the classes could not be deployed ({error}): try again") from error
+    deployed = msgspec.msgpack.decode(
+        answer(handle.deploy.remote(body), START_WITHIN_S, placement.shard_host(0)),
+        type=list[ClassInfo],
+    )
+    _refresh_hosts(names)
     router.know(deployed)
     namespaces = tuple(Namespace[Any](name) for name in names)
     return namespaces[0] if len(namespaces) == 1 else namespaces

@@ -6,7 +6,7 @@ import asyncio
 
 from rayobjects.errors import InvalidCall
 from rayobjects.objects.catalog import ObjectClass, load_classes
-from rayobjects.runtime.configuration import Catalog, read_catalog, read_class
+from rayobjects.runtime.configuration import read_catalog, read_class
 
 
 class HostClasses:
@@ -14,6 +14,7 @@ class HostClasses:
 
     def __init__(self) -> None:
         self._loaded: dict[str, ObjectClass] = {}
+        self._loading: dict[str, asyncio.Future[ObjectClass]] = {}
 
     async def get(self, name: str) -> ObjectClass:
         """The class in its current version.
@@ -22,9 +23,20 @@ class HostClasses:
             InvalidCall: it is not deployed, or does not import here.
         """
         loaded = self._loaded.get(name)
-        if loaded is None:
-            loaded = self._loaded[name] = await asyncio.to_thread(_load, name, read_catalog())
-        return loaded
+        if loaded is not None:
+            return loaded
+        loading = self._loading.get(name)  # thousands of objects may ask at once
+        if loading is None:
+            loading = asyncio.ensure_future(asyncio.to_thread(_load, name))
+            self._loading[name] = loading
+            loading.add_done_callback(lambda done: self._take(name, done))
+        return await asyncio.shield(loading)
+
+    def _take(self, name: str, done: asyncio.Future[ObjectClass]) -> None:
+        if self._loading.get(name) is done:
+            del self._loading[name]
+            if not done.cancelled() and done.exception() is None:
+                self._loaded[name] = done.result()
 
     def outdated(self, names: set[str]) -> set[str]:
         """Forgets those of the classes that have a new version by now; returns their names."""
@@ -37,10 +49,13 @@ class HostClasses:
         }
         for name in old:
             del self._loaded[name]
+        for name in names:
+            self._loading.pop(name, None)  # it may have read the catalog too early
         return old
 
 
-def _load(name: str, catalog: Catalog) -> ObjectClass:
+def _load(name: str) -> ObjectClass:
+    catalog = read_catalog()
     info = catalog.classes.get(name)
     blob = read_class(name, info.version) if info is not None else None
     if info is None or blob is None:

@@ -50,6 +50,8 @@ def router() -> Router:
 def attach(configuration: Configuration) -> Router:
     """Makes this process's router, with an event loop of its own."""
     global _router, _thread
+    if _router is not None and _router.configuration.cluster_id != configuration.cluster_id:
+        detach()  # it belonged to another cluster
     with _lock:
         if _router is not None:
             return _router

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 REDIRECTS_MAX = 8
 """How often a call follows its class to another hosting before it gives up."""
 
+REDIRECT_AGAIN_S = 0.1
+"""The pause before a repeated redirection, times their number."""
+
 
 class Router:
     """Brings calls to hosts.
@@ -137,7 +140,9 @@ class Router:
         else:  # nothing leaves an object before what it wrote is on disk
             context.after_sync(lambda: self._send(call, replied, context))
 
-    def _send(self, call: Call, replied: Replied, context: CallContext | None) -> None:
+    def _send(
+        self, call: Call, replied: Replied, context: CallContext | None, redirects: int = 0
+    ) -> None:
         info = self._catalog.classes.get(call.class_name)
         waiting = self._unresolved.get(call.class_name)
         if waiting is not None:
@@ -149,10 +154,10 @@ class Router:
             return
         host = placement.host_of(ObjectId(call.class_name, call.name), info, self.configuration)
         if host == self._local_host and self._local_core is not None:
-            self._send_locally(self._local_core, call, replied, context)
+            self._send_locally(self._local_core, call, replied, context, redirects)
             return
         channel = self._channel(host, info)
-        follow = _Follow(self, channel, call, replied, context)
+        follow = _Follow(self, channel, call, replied, context, redirects)
         follow.number = channel.send(call, follow, keep=context is not None)
 
     async def _resolve(self, class_name: str) -> None:
@@ -177,6 +182,9 @@ class Router:
 
     async def refresh(self) -> None:
         """Reads the catalog anew."""
+        configuration = await asyncio.to_thread(read_configuration)
+        if configuration is not None:
+            self.configuration = configuration
         self._catalog = await asyncio.to_thread(read_catalog)
         for socket in self._open_sockets:  # their class may have been unknown, or have moved
             self._keep_standing(*socket)
@@ -187,12 +195,25 @@ class Router:
             self._catalog.classes.update, {info.name: info for info in classes}
         )
 
-    def redirected(self, call: Call, replied: Replied, context: CallContext | None) -> None:
+    def redirected(
+        self, call: Call, replied: Replied, context: CallContext | None, redirects: int
+    ) -> None:
         """The object is hosted elsewhere by now: looks again and follows it."""
 
         async def follow() -> None:
-            await self.refresh()
-            self._send(call, replied, context)
+            try:
+                if redirects >= REDIRECTS_MAX:
+                    raise Unavailable(
+                        f"{call.class_name}/{call.name} is being moved between hosts: try again"
+                    )
+                await asyncio.sleep(REDIRECT_AGAIN_S * redirects)
+                await self.refresh()
+            except RayObjectsError as error:
+                replied(error)
+            except Exception as error:
+                replied(Unavailable(f"the cluster's catalog could not be read ({error})"))
+            else:
+                self._send(call, replied, context, redirects + 1)
 
         spawn(follow())
 
@@ -210,7 +231,12 @@ class Router:
         return channel
 
     def _send_locally(
-        self, core: HostCore, call: Call, replied: Replied, context: CallContext | None
+        self,
+        core: HostCore,
+        call: Call,
+        replied: Replied,
+        context: CallContext | None,
+        redirects: int,
     ) -> None:
         if not call.id:
             self._local_calls += 1
@@ -218,7 +244,7 @@ class Router:
 
         def respond(status: int, body: bytes, sequence: int) -> None:
             if status == REDIRECT:
-                self.redirected(call, replied, context)
+                self.redirected(call, replied, context, redirects)
                 return
             if context is not None and sequence:
                 context.add_child(lambda: core.ledger.forget(call.id))
@@ -343,7 +369,9 @@ class _Follow:
         call: Call,
         replied: Replied,
         context: CallContext | None,
+        redirects: int,
     ) -> None:
+        self._redirects = redirects
         self._router = router
         self._channel = channel
         self._call = call
@@ -357,7 +385,7 @@ class _Follow:
                 call = self._call
                 if not call.id:  # the id stays when the number changes
                     call.id = f"{self._router.id}:{self.number}"
-                self._router.redirected(call, self._replied, self._context)
+                self._router.redirected(call, self._replied, self._context, self._redirects)
                 return
             if self._context is not None:
                 channel, number = self._channel, self.number

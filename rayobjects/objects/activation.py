@@ -197,7 +197,7 @@ class Activation:
             return True
         context = CallContext(call.id, (*call.chain, str(self.id)), self.after_sync)
         self.state.begin()
-        if invocation.is_async or not self.state.whole:
+        if invocation.is_async or self.host.on_lane or not self.state.whole:
             self._task = asyncio.ensure_future(self._run_slowly(call, invocation, context, respond))
             return False
         token = current_call.set(context)
@@ -234,7 +234,7 @@ class Activation:
 
     async def _invoke(self, invocation: Invocation) -> Any:
         """Runs the method here, or for an object that reads by key on the host's lane."""
-        if self.state.whole:
+        if self.state.whole and not self.host.on_lane:
             return await _called(invocation)
         return await asyncio.wrap_future(self.host.lane.submit(_called(invocation)))
 

@@ -55,6 +55,8 @@ class HostCore:
         owns: whether an object of this id and class lives here; else its calls are redirected.
         incarnation: names this life of the host.
         idle_s: after how many seconds without a call an activation leaves.
+        on_lane: methods run on the lane, so that one which blocks for long does not keep the host
+            from answering.
     """
 
     def __init__(
@@ -66,12 +68,14 @@ class HostCore:
         owns: Callable[[ObjectId, ObjectClass | None], bool],
         incarnation: str,
         idle_s: float,
+        on_lane: bool = False,
         activations_max: int = ACTIVATIONS_MAX,
     ) -> None:
         self.ledger = ledger
         self.clock = clock
         self.incarnation = incarnation
         self.lane = Lane()
+        self.on_lane = on_lane
         self.now = clock.now()
         self.idle_s = idle_s
         self.activations: dict[tuple[str, str], Activation] = {}

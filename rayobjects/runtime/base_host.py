@@ -36,7 +36,13 @@ SWEEP_EVERY_S = 1.0
 
 
 class BaseHost:
-    """The part of a host that does not depend on where its ledger is."""
+    """The part of a host that does not depend on where its ledger is.
+
+    Attributes:
+        on_lane: whether methods run beside the host's own loop (see `HostCore`).
+    """
+
+    on_lane = False
 
     def __init__(self, configuration: Configuration, host: str) -> None:
         self.configuration = configuration
@@ -176,6 +182,7 @@ class BaseHost:
             owns=self.owns,
             incarnation=process.new_router_id(),
             idle_s=self.configuration.idle_s,
+            on_lane=self.on_lane,
         )
         self._router.serve_locally(self.host, core)
         return core

@@ -97,6 +97,7 @@ class Channel:
         self._session = 0
         self._index = 0
         self._number = 0
+        self._resent_until = 0  # calls up to this number may have reached a host before
         self._under_way = 0
         self._flush_due = False
         self._waiting: dict[int, _Waiting] = {}
@@ -146,9 +147,9 @@ class Channel:
             return
         while self._queue and self._under_way < BATCHES_UNDER_WAY_MAX:
             self._under_way += 1
-            spawn(self._send_batch(self._next_batch(resent=False), self._session))
+            spawn(self._send_batch(self._next_batch(), self._session))
 
-    def _next_batch(self, *, resent: bool) -> Batch:
+    def _next_batch(self) -> Batch:
         queue = self._queue
         if (
             len(queue) <= BATCH_CALLS_MAX
@@ -164,6 +165,7 @@ class Channel:
                     break
                 calls.append(queue.popleft())
         acks, self._acks = self._acks, []
+        resent = bool(calls) and calls[0].number <= self._resent_until
         batch = Batch(self._router.id, self._session, self._index, calls, acks, resent)
         self._index += 1
         return batch
@@ -265,7 +267,7 @@ class Channel:
             self._begin_session()
             try:
                 handle = await asyncio.wait_for(self._locate(), ANSWER_WITHIN_S)
-                batch = self._next_batch(resent=True)
+                batch = self._next_batch()
                 answer = await asyncio.wait_for(
                     handle.deliver.remote(encode(batch)).as_future(_internal=True), ANSWER_WITHIN_S
                 )
@@ -295,6 +297,7 @@ class Channel:
     def _begin_session(self) -> None:
         self._session += 1
         self._index = 0
+        self._resent_until = self._number
         self._under_way = 0
         self._late = set()
         self._polling = None

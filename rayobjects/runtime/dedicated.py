@@ -17,6 +17,8 @@ from rayobjects.runtime.remote_ledger import RemoteLedger
 class DedicatedHost(BaseHost):
     """The actor `Model/llama-7`."""
 
+    on_lane = True
+
     def __init__(self, configuration: Configuration, host: str) -> None:
         super().__init__(configuration, host)
         class_name, _, name = host.partition("/")

@@ -1,0 +1,1 @@
+"""How rayobjects compares with the plain Ray that it runs on. See docs/benchmarks.md."""

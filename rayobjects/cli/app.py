@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 import typer
@@ -266,20 +266,20 @@ def _check_exists(class_name: str, name: str) -> None:
         )
 
 
-def main() -> None:
-    """The entry point `rayobjects`."""
-    debug = "--debug" in sys.argv[1:]
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """The entry point `rayobjects`. Exits with 0, 1 for an error, 2 for wrong usage or 130 after
+    Ctrl-C."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    code = 0
     try:
-        app()
+        app(given)
     except RayObjectsError as error:
         code = fail(error, debug=debug)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:
         silence()
-        code = 0
     except Exception as error:
         code = fail(error, debug=debug)
-    else:
-        code = 0
     sys.exit(code)

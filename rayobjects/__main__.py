@@ -1,0 +1,5 @@
+"""`python -m rayobjects`: the command line."""
+
+from rayobjects.cli import main
+
+main()

@@ -1,0 +1,114 @@
+"""`rayobjects serve`, started as a user would start it, for tests."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+START_S = 90.0
+STOP_S = 60.0
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Served:
+    """A running `rayobjects serve`.
+
+    Args:
+        target: the file or module.
+        directory: for storage and log; also where its cluster is listed.
+        port: the gateway's; a free one unless given.
+    """
+
+    def __init__(self, target: Path | str, directory: Path, port: int | None = None) -> None:
+        self.directory = directory
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = os.environ | {
+            "RAYOBJECTS_CLUSTERS_DIRECTORY": str(directory / "clusters"),
+            "RAYOBJECTS_STORAGE": str(directory / "data"),
+        }
+        self.log = directory / "serve.log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "rayobjects",
+                    "serve",
+                    str(target),
+                    "--port",
+                    str(self.port),
+                ],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=self.environment,
+                start_new_session=True,
+            )
+        self.printed = self._read_addresses()
+
+    def _read_addresses(self) -> str:
+        """What it prints when it is ready; its last line names the storage."""
+        assert self.process.stdout is not None
+        printed = ""
+        for line in self.process.stdout:
+            printed += line
+            if "storage" in line:
+                return printed
+        raise AssertionError(f"it did not start: {self.log.read_text()}")
+
+    def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Another `rayobjects` command in the same surroundings."""
+        return subprocess.run(
+            [sys.executable, "-m", "rayobjects", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=self.environment,
+            timeout=START_S,
+            **options,
+        )
+
+    def post(self, path: str, body: Any = None, **headers: str) -> Any:
+        """Calls a method; its result."""
+        answer = httpx.post(f"{self.url}/objects/{path}", json=body, headers=headers, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def processes(self) -> list[int]:
+        """The ids of all processes that it has started."""
+        import psutil
+
+        return [each.pid for each in psutil.Process(self.process.pid).children(recursive=True)]
+
+    def stop(self, number: int = signal.SIGINT) -> int:
+        """Sends a signal as Ctrl-C does; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(STOP_S)
+
+    def __enter__(self) -> "Served":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def wait_until(condition: Any, what: str, timeout_s: float = 30.0) -> None:
+    """Waits until the condition holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"still not so after {timeout_s} s: {what}"
+        time.sleep(0.02)

@@ -1,0 +1,254 @@
+"""The command line without Ray: loading, arguments, settings, and one line for each error."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from rayobjects.cli.app import main, parse_arguments
+from rayobjects.cli.loading import load
+from rayobjects.errors import InvalidCall, MethodError
+from rayobjects.runtime import registry
+from rayobjects.settings import settings
+
+COUNTER = """
+import rayobjects as ro
+
+class Counter(ro.DurableObject):
+    count: int = ro.durable(0)
+
+    def increment(self, by: int = 1) -> int:
+        self.count += by
+        return self.count
+"""
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command."""
+    with pytest.raises(SystemExit) as exit:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    assert isinstance(exit.value.code, int)
+    return exit.value.code, captured.out, captured.err
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The error line of a command that must fail; nothing else is printed."""
+    code, out, error = run(capsys, *arguments)
+    assert code == 1
+    assert out == ""
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def test_a_file(tmp_path: Path) -> None:
+    (tmp_path / "neighbour.py").write_text("NAME = 'x'")
+    path = tmp_path / "my_counter.py"
+    path.write_text(f"import neighbour\n{COUNTER}\npages = {{'/': 'index.html'}}\napp = print\n")
+    loaded = load(str(path))
+    assert [each.__name__ for each in loaded.classes] == ["Counter"]
+    assert loaded.classes[0].__module__ == "my_counter"
+    assert loaded.pages == {"/": "index.html"}
+    assert loaded.app is print
+
+
+def test_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "__init__.py").touch()
+    (tmp_path / "shop" / "cart.py").write_text(COUNTER)
+    (tmp_path / "shop" / "all.py").write_text("from shop.cart import Counter")
+    monkeypatch.chdir(tmp_path)
+    assert load("shop.cart").name == "shop.cart"
+    assert [each.__name__ for each in load("shop.all").classes] == ["Counter"]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("", "has no durable object: write a class"),
+        ("class Counter: pass", "has no durable object"),
+        ("def (", "line 1: invalid syntax"),
+        ("import surely_not_there", "needs the module 'surely_not_there', which is not installed"),
+        ("\n\n1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        (f"{COUNTER}\npages = ['/']", "`pages` in"),
+        (f"{COUNTER}\nclass Bad(ro.DurableObject):\n    l = ro.durable([])", "factory=list"),
+    ],
+)
+def test_a_bad_file(
+    code: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad_application.py"
+    path.write_text(code)
+    assert message in fails(capsys, "serve", str(path))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nope.py", "the file nope.py does not exist"),
+        ("./", "the file ./ is a directory"),
+        ("no.such.module", "there is no module 'no'"),
+    ],
+)
+def test_nothing_there(target: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in fails(capsys, "serve", target)
+
+
+def test_port_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "port_counter.py"
+    path.write_text(COUNTER)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        error = fails(capsys, "serve", str(path), "--port", str(port))
+    assert f"port {port} cannot be used" in error
+    assert "--port" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--port", "0"], "the setting port=… cannot be 0"),
+        (["--shards", "5000"], "the setting shards=… cannot be 5000"),
+        (["--hosting", "cloud"], "the setting hosting=… cannot be 'cloud'"),
+        (["--storage", "s3://bucket"], "not supported yet"),
+    ],
+)
+def test_bad_settings(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "settings_counter.py"
+    path.write_text(COUNTER)
+    assert message in fails(capsys, "serve", str(path), *options)
+
+
+def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYOBJECTS_PORT", "8123")
+    assert settings().port == 8123
+    assert settings(port=9000).port == 9000
+    assert settings(port=None).port == 8123
+    monkeypatch.setenv("RAYOBJECTS_IDLE_S", "-1")
+    with pytest.raises(InvalidCall, match="RAYOBJECTS_IDLE_S cannot be '-1'"):
+        settings()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status"],
+        ["list", "Counter"],
+        ["get", "Counter", "home"],
+        ["call", "Counter", "home", "increment"],
+        ["delete", "Counter", "home", "--yes"],
+        ["down"],
+    ],
+)
+def test_no_cluster(
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RAYOBJECTS_CLUSTERS_DIRECTORY", str(tmp_path))
+    assert "start one with `rayobjects serve FILE`" in fails(capsys, *command)
+
+
+def test_a_bad_address(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is no address of a Ray cluster" in fails(capsys, "status", "--address", "nonsense")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    address = f"127.0.0.1:{port}"
+    assert f"no Ray cluster answers at {address}" in fails(capsys, "status", "--address", address)
+
+
+def test_files_of_dead_clusters_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYOBJECTS_CLUSTERS_DIRECTORY", str(tmp_path))
+    path = tmp_path / "1-a.json"
+    record = registry.Record("127.0.0.1:1", "t", "a", 2**22 - 1, 0.0, "/x", path=str(path))
+    registry.write(record)
+    (tmp_path / "2-b.json").write_text("{")  # being written
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert registry.running() == []
+    assert not path.exists()
+
+
+def test_arguments() -> None:
+    given = ["a=1", "b=text", 'c={"d": [1, null]}', "e=", "f=x=y", 'g="1"', "h=true", "i=1.5"]
+    assert parse_arguments(given) == {
+        "a": 1,
+        "b": "text",
+        "c": {"d": [1, None]},
+        "e": "",
+        "f": "x=y",
+        "g": "1",
+        "h": True,
+        "i": 1.5,
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["call", "Counter", "home", "increment", "by"],
+        ["call", "Counter", "home", "increment", "=1"],
+        ["call", "Counter", "home", "increment", "by=1", "by=2"],
+        ["call", "Counter", "home"],
+        ["list"],
+        ["serve"],
+        ["serve", "a.py", "--port", "many"],
+        ["dance"],
+        ["status", "--loud"],
+    ],
+)
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, error = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert "Traceback" not in error
+
+
+def test_nobody_to_ask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False)
+    assert "add --yes" in fails(capsys, "delete", "Counter", "home")
+
+
+def test_debug_shows_where(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = run(capsys, "--debug", "serve", "nope.py")
+    assert code == 1
+    assert "Traceback" in error
+    assert error.splitlines()[-1].startswith("error: the file nope.py")
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), MethodError("a raised\nB: c")])
+def test_any_error_is_one_line(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raise_it(address: str | None) -> str:
+        raise error
+
+    monkeypatch.setattr("rayobjects.cli.app._connect", raise_it)
+    assert "--debug" in fails(capsys, "status")
+
+
+def test_ctrl_c(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(address: str | None) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rayobjects.cli.app._connect", interrupt)
+    assert run(capsys, "status") == (130, "", "")
+
+
+def test_the_environment_of_a_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "environment", "--directory", str(tmp_path))
+    assert code == 0
+    assert "export RAY_SERVE_ENABLE_HA_PROXY=1\n" in out
+    assert "export RAY_preload_python_modules=" in out
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for command in ("serve", "status", "list", "get", "call", "delete", "down"):
+        assert command in out

@@ -240,18 +240,14 @@ class FaultyFiles(RealFiles):
         path = os.path.normpath(path)
         self._step("create", path)
         with self._disk.lock:
-            known = os.path.exists(path)
-            if known:
-                self._disk.at(path)
+            if os.path.exists(path):  # cut to nothing, and still the same file
+                node = self._disk.at(path)
+                node.synced = 0
+                return super()._create(path)
             descriptor = super()._create(path)
             node = _Node()
             self._disk.inodes[os.fstat(descriptor).st_ino] = node
-            if known:  # cut to nothing: that may be on the disk or not, and no one looks at either
-                self._disk.now[path] = node
-                if path in self._disk.synced:
-                    self._disk.synced[path] = node
-            else:
-                self._disk.change(_Change(os.path.dirname(path), node, target=path))
+            self._disk.change(_Change(os.path.dirname(path), node, target=path))
         return descriptor
 
     def _write(self, descriptor: int, path: str, data: bytes) -> None:

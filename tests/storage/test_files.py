@@ -383,3 +383,20 @@ def test_two_processes_share_a_disk(tmp_path: Path) -> None:
     assert two.read("a") == b"two"
     one.kill()
     assert two.crash().read("a") == b"two"
+
+
+def test_a_file_that_was_left_is_written_again(tmp_path: Path) -> None:
+    for seed in range(20):
+        files = FaultyFiles(str(tmp_path / str(seed)), seed=seed)
+        files.make_directory("")
+        files.crash_at = files.operations + 2  # the sync
+        with pytest.raises(Crashed):
+            files.replace("a", b"first and longer")
+        files = files.kill()
+        files.crash_at = files.operations + 2
+        with pytest.raises(Crashed):
+            files.replace("a", b"second")
+        files = files.crash()
+        assert files.read("a") is None
+        for name in files.list(""):
+            assert b"second".startswith((files.read(name) or b"").rstrip(b"\0"))

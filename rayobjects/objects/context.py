@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from typing import Any
 
 
 class CallContext:
@@ -65,3 +66,7 @@ class CallContext:
 
 
 current_call: ContextVar[CallContext | None] = ContextVar("current_call", default=None)
+
+local_router: ContextVar[Any] = ContextVar("local_router", default=None)
+"""Set around and inside a host without Ray (`rayobjects.testing`): stubs and namespaces that are
+used there send their calls to it instead of the cluster."""

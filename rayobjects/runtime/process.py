@@ -15,6 +15,7 @@ import ray
 
 from rayobjects.clock import SystemClock
 from rayobjects.errors import InvalidCall
+from rayobjects.objects.context import local_router
 from rayobjects.runtime.configuration import Configuration, read_configuration
 from rayobjects.runtime.router import Router
 
@@ -34,6 +35,9 @@ def router() -> Router:
     Raises:
         InvalidCall: Ray is not running, or its cluster has no configuration.
     """
+    local: Router | None = local_router.get()
+    if local is not None:
+        return local
     if _router is not None:
         return _router
     if not ray.is_initialized():

@@ -1,0 +1,96 @@
+"""Calls that objects of a `LocalHost` make to each other: straight into its core, as on a host.
+
+Takes the place of `runtime.router.Router` for everything that stubs and namespaces ask of it, so
+`ro.namespace("Room").get("lobby")` works inside a method under test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rayobjects.errors import RayObjectsError, Unavailable
+from rayobjects.limits import PAGE_KEYS_MAX
+from rayobjects.messages import Call, Reply
+from rayobjects.objects.context import CallContext
+
+if TYPE_CHECKING:
+    from rayobjects.testing.host import LocalHost
+
+Replied = Callable[[Reply | RayObjectsError], None]
+
+
+class LocalRouter:
+    """One host's router.
+
+    Args:
+        host: where the calls of objects go.
+        send: where other calls go: the client's channel.
+    """
+
+    def __init__(self, host: LocalHost, send: Callable[[Call, Replied], object]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._host = host
+        self._send = send
+        self._thread = threading.get_ident()
+        self._calls = 0
+
+    def runs_here(self) -> bool:
+        """Whether the caller is on the host's own event loop."""
+        return threading.get_ident() == self._thread
+
+    def submit(self, call: Call, replied: Replied, context: CallContext | None) -> None:
+        """Sends a call, from any thread (large objects run on another one).
+
+        Args:
+            context: the running call of an object that makes this one.
+        """
+        if self.runs_here():
+            self._submit(call, replied, context)
+        else:
+            self.loop.call_soon_threadsafe(self._submit, call, replied, context)
+
+    def _submit(self, call: Call, replied: Replied, context: CallContext | None) -> None:
+        if context is None:
+            self._send(call, replied)
+        else:  # nothing leaves an object before what it wrote is on disk
+            context.after_sync(lambda: self._send_locally(call, replied, context))
+
+    def _send_locally(self, call: Call, replied: Replied, context: CallContext) -> None:
+        core = self._host.core
+        if core is None or core.failed is not None:
+            replied(Unavailable("the host of this test has died"))
+            return
+        if not call.id:
+            self._calls += 1
+            call.id = f"{core.incarnation}:local:{self._calls}"
+
+        def respond(status: int, body: bytes, sequence: int) -> None:
+            if sequence:
+                context.add_child(lambda: core.ledger.forget(call.id))
+            replied(Reply(0, status, body, sequence))
+
+        core.submit(call, respond, True, False)
+
+    def wake(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+        """Resolves a future of any loop."""
+        if loop is self.loop:
+            _resolve(future)
+            return
+        try:
+            loop.call_soon_threadsafe(_resolve, future)
+        except RuntimeError:
+            pass  # that loop has been closed; nobody waits there any more
+
+    async def list_objects(
+        self, class_name: str, prefix: str = "", after: str = "", limit: int = PAGE_KEYS_MAX
+    ) -> list[str]:
+        """Names of a class's objects, sorted, those after `after`, at most `limit`."""
+        return await self._host.list(class_name, prefix, after, limit)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,235 @@
+"""Clients' WebSockets without a server: what `rayobjects.serve` does for them, in a few lines.
+
+A gateway takes an object's pushes, which may come again after a crash, and gives each socket what
+lies beyond its position (sequence, index): each message once and in order. A socket's first
+position comes with the reply to `on_connect`; what arrives before that is kept for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from rayobjects.errors import InvalidCall, RayObjectsError, from_wire, info_from_wire
+from rayobjects.ids import ObjectId
+from rayobjects.messages import (
+    BINARY,
+    CLOSE,
+    OK,
+    SOCKET,
+    TEXT,
+    Call,
+    Push,
+    Reply,
+    SocketEvent,
+    encode,
+)
+from rayobjects.testing.channel import LocalChannel
+
+if TYPE_CHECKING:
+    from rayobjects.testing.host import LocalHost
+
+Position = tuple[int, int]
+Message = str | bytes
+
+
+class LocalSocket:
+    """A client's end of a WebSocket. Made by `LocalHost.connect`.
+
+    Attributes:
+        id: the socket's id.
+        received: all messages so far, str or bytes.
+        positions: (sequence, index) of each of them.
+        closed: (code, reason) once it is closed, from whichever side.
+    """
+
+    def __init__(self, gateway: LocalGateway, object_id: ObjectId, id: str) -> None:
+        self.id = id
+        self.object_id = object_id
+        self.received: list[Message] = []
+        self.positions: list[Position] = []
+        self.closed: tuple[int, str] | None = None
+        self._gateway = gateway
+        self._early: list[tuple[Position, Push]] | None = []
+        self._position: Position = (0, -1)
+        self._taken = 0
+        self._news: list[asyncio.Future[None]] = []
+
+    async def send(self, data: Message) -> None:
+        """Sends a message; returns when the object has dealt with it, and what it sent to sockets
+        of this gateway has arrived.
+
+        Raises:
+            RayObjectsError: `on_message` raised, or the object does not know the socket any more.
+        """
+        reply = await self.post(data)
+        if reply.status != OK:
+            if info_from_wire(reply.body).details.get("socket") == "gone":
+                self._end(1012, "the object does not know this socket any more")
+            raise from_wire(reply.body)
+        await self._gateway.settled()
+
+    def post(self, data: Message) -> asyncio.Future[Reply]:
+        """Sends a message and does not wait; the future brings the reply."""
+        if self.closed is not None:
+            raise InvalidCall(f"the socket is closed ({self.closed[0]}): connect again")
+        kind, body = (TEXT, data.encode()) if isinstance(data, str) else (BINARY, bytes(data))
+        return self._gateway.call(self, "on_message", kind=kind, data=body)
+
+    async def receive(self) -> Message:
+        """The next message that was not taken yet; waits for it.
+
+        Raises:
+            InvalidCall: the socket is closed and there is none.
+        """
+        while self._taken == len(self.received):
+            if self.closed is not None:
+                raise InvalidCall(f"the socket was closed ({self.closed[0]}: {self.closed[1]})")
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._news.append(future)
+            await future
+        self._taken += 1
+        return self.received[self._taken - 1]
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Closes it from the client's side; returns when the object knows."""
+        if self.closed is None:
+            self._end(code, reason)
+            await self._gateway.tell_closed(self, code, reason)
+            await self._gateway.settled()
+
+    def __repr__(self) -> str:
+        return f"<LocalSocket of {self.object_id}, {len(self.received)} messages>"
+
+    # -- for the gateway --------------------------------------------------------------------
+
+    def _begin(self, sequence: int) -> None:
+        """`on_connect` was record `sequence`: what came before is none of this socket's."""
+        early, self._early = self._early or [], None
+        self._position = (sequence, -1)
+        for position, push in early:
+            self._take(position, push)
+
+    def _take(self, position: Position, push: Push) -> None:
+        if self._early is not None:
+            self._early.append((position, push))
+            return
+        if position <= self._position or self.closed is not None:
+            return
+        self._position = position
+        send = push.send
+        if send.kind == CLOSE:
+            self._end(send.code, send.data.decode())
+            self._gateway.forget(self)
+            return
+        self.received.append(send.data.decode() if send.kind == TEXT else send.data)
+        self.positions.append(position)
+        self._tell()
+
+    def _end(self, code: int, reason: str) -> None:
+        if self.closed is None:
+            self.closed = (code, reason)
+            self._tell()
+
+    def _tell(self) -> None:
+        news, self._news = self._news, []
+        for future in news:
+            if not future.done():
+                future.set_result(None)
+
+
+class LocalGateway:
+    """One pretended gateway process with its sockets. Made by `LocalHost.gateway`.
+
+    Attributes:
+        pushes: everything that has arrived, repetitions too.
+    """
+
+    def __init__(self, host: LocalHost, id: str) -> None:
+        self.id = id
+        self.channel = LocalChannel(host, id, self._push)
+        self.pushes: list[Push] = []
+        self._host = host
+        self._sockets: dict[ObjectId, dict[str, LocalSocket]] = {}
+        self._ids = itertools.count(1)
+
+    async def connect(
+        self,
+        object_id: ObjectId,
+        query: str | Mapping[str, str] = "",
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+    ) -> LocalSocket:
+        """Opens a socket; see `LocalHost.connect`."""
+        socket = LocalSocket(self, object_id, f"{self.id}-{next(self._ids)}")
+        self._sockets.setdefault(object_id, {})[socket.id] = socket
+        self.channel.sockets.add((*object_id, socket.id))
+        self.channel.need_poll()
+        pairs = headers.items() if isinstance(headers, Mapping) else headers
+        try:
+            reply = await self.call(
+                socket,
+                "on_connect",
+                query=query if isinstance(query, str) else urlencode(query),
+                headers=[(name.lower(), value) for name, value in pairs],
+            )
+            if reply.status != OK:
+                raise from_wire(reply.body)
+        except RayObjectsError:
+            self.forget(socket)
+            raise
+        socket._begin(reply.sequence)
+        await self.settled()
+        return socket
+
+    def call(self, socket: LocalSocket, method: str, **fields: Any) -> asyncio.Future[Reply]:
+        """Sends a socket's event to its object; the future brings the reply."""
+        event = encode(SocketEvent(socket.id, self.id, **fields))
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def replied(outcome: Reply | RayObjectsError) -> None:
+            if future.done():
+                return
+            if isinstance(outcome, Reply):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+                future.exception()  # its owner may have gone
+
+        self.channel.send(Call(0, *socket.object_id, method, SOCKET, event), replied)
+        return future
+
+    async def tell_closed(self, socket: LocalSocket, code: int, reason: str) -> None:
+        """Tells the object that the socket is closed; only then does the gateway forget it."""
+        try:
+            await self.call(socket, "on_close", code=code, data=reason.encode())
+        finally:
+            self.forget(socket)
+
+    def forget(self, socket: LocalSocket) -> None:
+        """The gateway holds the socket no longer."""
+        self.channel.sockets.discard((*socket.object_id, socket.id))
+        self._sockets.get(socket.object_id, {}).pop(socket.id, None)
+
+    async def settled(self) -> None:
+        """Returns when every message that the host has for this gateway has arrived."""
+        while self._host.pushes_waiting(self.id, self.channel):
+            await self.channel.polled()
+
+    def die(self) -> None:
+        """The gateway's process dies: the host hears nothing of it any more."""
+        self.channel.close()
+        for sockets in self._sockets.values():
+            for socket in sockets.values():
+                socket._end(1006, "the gateway died")
+        self._sockets = {}
+
+    def _push(self, push: Push) -> None:
+        self.pushes.append(push)
+        send, position = push.send, (push.sequence, push.index)
+        sockets = self._sockets.get(ObjectId(push.class_name, push.name), {})
+        for id, socket in list(sockets.items()):
+            if (send.sockets is None or id in send.sockets) and id not in send.exclude:
+                socket._take(position, push)

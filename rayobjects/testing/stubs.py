@@ -1,0 +1,182 @@
+"""Stubs of a host without Ray: the same calls as those of `rayobjects.runtime.stubs`, sent to the
+`LocalHost` that handed the stub out, or around which it is used."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Generator
+from typing import Any, Protocol
+
+from rayobjects.errors import InvalidCall, RayObjectsError, from_wire
+from rayobjects.ids import ObjectId, check_object_name
+from rayobjects.limits import CALL_BYTES_MAX
+from rayobjects.messages import OK, PICKLE, SYSTEM, Call, Reply
+from rayobjects.objects.context import CallContext, current_call, local_router
+from rayobjects.storage import values
+
+
+class CallRouter(Protocol):
+    """What stubs need of their host."""
+
+    def submit(
+        self,
+        call: Call,
+        replied: Callable[[Reply | RayObjectsError], None],
+        context: CallContext | None,
+    ) -> None: ...
+
+    def wake(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None: ...
+
+
+class LocalResponse:
+    """A call's result to come: await it, as often as you like."""
+
+    def __init__(self, router: CallRouter, target: str, encoding: int) -> None:
+        self._router = router
+        self._target = target
+        self._encoding = encoding
+        self._outcome: Reply | RayObjectsError | None = None
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+
+    def done(self) -> bool:
+        """Whether the result is there."""
+        return self._outcome is not None
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        """The result, if it is there already.
+
+        Raises:
+            InvalidCall: it is not: the host lives on this very event loop, so await it.
+        """
+        if self._outcome is None:
+            raise InvalidCall(
+                f"{self._target}: .result() would wait for ever here, because it holds up the "
+                "event loop that brings the answer: `await` the response instead"
+            )
+        return self._unpacked()
+
+    @property
+    def sequence(self) -> int:
+        """Of the call's journal record; 0 if it wrote none, or has not been answered."""
+        return self._outcome.sequence if isinstance(self._outcome, Reply) else 0
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if self._outcome is None:
+            loop = asyncio.get_running_loop()
+            future = loop.create_future()
+            self._waiters.append((loop, future))
+            if self._outcome is None:  # it may have come in on another thread
+                yield from future
+        return self._unpacked()
+
+    def _replied(self, outcome: Reply | RayObjectsError) -> None:
+        self._outcome = outcome
+        for loop, future in self._waiters:
+            self._router.wake(loop, future)
+
+    def _unpacked(self) -> Any:
+        outcome = self._outcome
+        if isinstance(outcome, Reply):
+            if outcome.status != OK:
+                raise from_wire(outcome.body)
+            if self._encoding == PICKLE:
+                return values.load(outcome.body)
+            return json.loads(outcome.body) if outcome.body else None
+        assert outcome is not None
+        raise outcome
+
+    def __repr__(self) -> str:
+        return f"<LocalResponse of {self._target}, {'done' if self.done() else 'under way'}>"
+
+
+class LocalStub:
+    """One object of a `LocalHost`: `await stub.method.remote(…)` calls it."""
+
+    __slots__ = ("_class_name", "_name", "_router")
+
+    def __init__(self, class_name: str, name: str, router: CallRouter | None = None) -> None:
+        self._class_name = class_name
+        self._name = check_object_name(name)
+        self._router = router
+
+    @property
+    def id(self) -> ObjectId:
+        """The object's id."""
+        return ObjectId(self._class_name, self._name)
+
+    def __getattr__(self, method: str) -> LocalMethod:
+        if method.startswith("_"):
+            raise AttributeError(
+                f"{self._class_name}.{method} cannot be called from outside: its name begins with _"
+            )
+        return LocalMethod(self, method)
+
+    def delete(self) -> LocalResponse:
+        """Deletes the object with all that it has; the result says whether it existed."""
+        return send(self, "delete", SYSTEM, b"")
+
+    def __repr__(self) -> str:
+        return f"<stub of {self._class_name}/{self._name}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LocalStub) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (LocalStub, (self._class_name, self._name))
+
+
+class LocalMethod:
+    """A method of an object of a `LocalHost`."""
+
+    __slots__ = ("_method", "_stub")
+
+    def __init__(self, stub: LocalStub, method: str) -> None:
+        self._stub = stub
+        self._method = method
+
+    def remote(self, *args: Any, **kwargs: Any) -> LocalResponse:
+        """Calls the method; returns at once.
+
+        Raises:
+            InvalidCall: an argument cannot be pickled, or all of them have over 64 MiB.
+        """
+        body = values.dump((args, kwargs))
+        if len(body) > CALL_BYTES_MAX:
+            raise InvalidCall(
+                f"the arguments of {self._stub.id}.{self._method} have {len(body):,} bytes; at "
+                f"most {CALL_BYTES_MAX:,} are allowed"
+            )
+        return send(self._stub, self._method, PICKLE, body)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise InvalidCall(
+            f"{self._stub.id}.{self._method} runs elsewhere: await .{self._method}.remote(…)"
+        )
+
+
+def send(
+    stub: LocalStub, method: str, encoding: int, args: bytes, call_id: str = ""
+) -> LocalResponse:
+    """Sends a call, on behalf of the running call if there is one.
+
+    Args:
+        call_id: given by the caller, such as an Idempotency-Key.
+
+    Raises:
+        InvalidCall: no `LocalHost` is open here.
+    """
+    router = stub._router or local_router.get()
+    if router is None:
+        raise InvalidCall("open a host first: `async with LocalHost([…]) as host:`")
+    response = LocalResponse(router, f"{stub.id}.{method}", encoding)
+    call = Call(0, *stub.id, method, encoding, args, call_id)
+    context = current_call.get()
+    if context is not None:
+        call.id = context.child_id()
+        call.chain = context.chain
+    router.submit(call, response._replied, context)
+    return response

@@ -117,8 +117,8 @@ def disk_bytes(directory: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
 
 
-def sync_ms(directory: Path) -> float:
-    """Median milliseconds to append 200 bytes and sync them: what a durable write must wait for."""
+def sync_times_ms(directory: Path) -> list[float]:
+    """Milliseconds to append 200 bytes and sync them: what a durable write must wait for."""
     times = []
     with tempfile.TemporaryFile(dir=directory) as file:
         for _ in range(50):
@@ -126,29 +126,4 @@ def sync_ms(directory: Path) -> float:
             os.write(file.fileno(), b"x" * 200)
             os.fdatasync(file.fileno())
             times.append((time.perf_counter() - started) * 1e3)
-    return statistics.median(times)
-
-
-async def wait_for_idle_workers(keeper: int, count: int, *, timeout_s: float) -> int:
-    """Waits until Ray has so many warm worker processes without work; returns how many it has.
-
-    Args:
-        keeper: the process id of the cluster's keeper; Ray's processes are in its session.
-    """
-    deadline = time.monotonic() + timeout_s
-    while True:
-        found = _idle_workers(keeper)
-        if found >= count or time.monotonic() > deadline:
-            return found
-        await asyncio.sleep(0.1)
-
-
-def _idle_workers(keeper: int) -> int:
-    found = 0
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == keeper and process.cmdline()[:1] == ["ray::IDLE"]:
-                found += 1
-        except (psutil.Error, OSError):
-            continue  # gone meanwhile, or somebody else's
-    return found
+    return times

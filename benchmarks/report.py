@@ -13,6 +13,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+WIDTH = 110
+"""Columns of the table where it is not printed to a terminal."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -112,7 +115,7 @@ def show(report: Report, console: Console) -> None:
         f"{about['duckdb']}; one synced append takes {about['sync_ms']:.2f} ms on this disk"
     )
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in ("unit", "plain Ray", "rayobjects", "ratio", "target"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 FILE ?= examples/chat.py
 PORT ?= 8000
 
-.PHONY: demo test lint types install install-dev lock clean
+.PHONY: demo test lint types benchmark install install-dev lock clean
 
 demo: install  ## Serve the chat on 127.0.0.1:8000, until Ctrl-C.
 	@$(BIN)/rayobjects serve $(FILE) --port $(PORT)
@@ -44,3 +44,6 @@ lock:  ## Write the lock files anew from pyproject.toml; needs uv.
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+benchmark: install  ## Calls of durable objects beside plain Ray actors; see docs/benchmarks.md.
+	$(BIN)/python -m benchmarks.calls $(ARGS)

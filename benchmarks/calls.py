@@ -146,8 +146,8 @@ class Stages:
         async def read() -> object:
             return await stub.read.remote()
 
-        async def write() -> object:
-            return await self._write(0)
+        async def write() -> None:
+            await self._write(0)
 
         times = await measure.latencies(
             {"plain": plain, "read": read, "write": write},

@@ -17,7 +17,7 @@ from rayobjects.messages import Call, Reply
 from rayobjects.objects.context import CallContext
 
 if TYPE_CHECKING:
-    from rayobjects.testing.host import LocalHost
+    from rayobjects.testing.life import HostLife
 
 Replied = Callable[[Reply | RayObjectsError], None]
 
@@ -30,7 +30,7 @@ class LocalRouter:
         send: where other calls go: the client's channel.
     """
 
-    def __init__(self, host: LocalHost, send: Callable[[Call, Replied], object]) -> None:
+    def __init__(self, host: HostLife, send: Callable[[Call, Replied], object]) -> None:
         self.loop = asyncio.get_running_loop()
         self._host = host
         self._send = send
@@ -88,7 +88,7 @@ class LocalRouter:
         self, class_name: str, prefix: str = "", after: str = "", limit: int = PAGE_KEYS_MAX
     ) -> list[str]:
         """Names of a class's objects, sorted, those after `after`, at most `limit`."""
-        return await self._host.list(class_name, prefix, after, limit)
+        return await self._host.list_objects(class_name, prefix, after, limit)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -30,7 +30,7 @@ from rayobjects.messages import (
 from rayobjects.testing.channel import LocalChannel
 
 if TYPE_CHECKING:
-    from rayobjects.testing.host import LocalHost
+    from rayobjects.testing.life import HostLife
 
 Position = tuple[int, int]
 Message = str | bytes
@@ -148,7 +148,7 @@ class LocalGateway:
         pushes: everything that has arrived, repetitions too.
     """
 
-    def __init__(self, host: LocalHost, id: str) -> None:
+    def __init__(self, host: HostLife, id: str) -> None:
         self.id = id
         self.channel = LocalChannel(host, id, self._push)
         self.pushes: list[Push] = []

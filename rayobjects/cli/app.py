@@ -22,6 +22,7 @@ from rayobjects.cli.output import (
     silence,
 )
 from rayobjects.errors import InvalidCall, RayObjectsError
+from rayobjects.ids import check_object_name
 from rayobjects.limits import PAGE_KEYS_MAX
 from rayobjects.settings import STORAGE, settings
 
@@ -259,6 +260,7 @@ def _check_exists(class_name: str, name: str) -> None:
     """Reading must not wake what does not exist."""
     from rayobjects.runtime import admin
 
+    check_object_name(name)
     if admin.list_objects(class_name, name, "", 1) != [name]:
         raise InvalidCall(
             f"there is no object {class_name}/{name}: `rayobjects list {class_name}` shows those "

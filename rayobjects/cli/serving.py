@@ -12,7 +12,6 @@ import contextlib
 import signal
 import socket
 import threading
-from collections.abc import Iterator
 from types import FrameType
 
 from rayobjects.cli.loading import Application, load
@@ -37,11 +36,12 @@ def serve(target: str, settings: Settings, *, given_storage: str | None) -> None
     application = load(target)
     root = parse_root(settings.storage or STORAGE)
     check_port(settings.host, settings.port)
-    with _stop_signals() as stop:
-        if settings.address:
-            _serve_attached(application, settings, root if given_storage else None, stop)
-        else:
-            _serve_local(application, settings, root, stop)
+    stop = _Stop()
+    stop.listen()
+    if settings.address:
+        _serve_attached(application, settings, root if given_storage else None, stop)
+    else:
+        _serve_local(application, settings, root, stop)
 
 
 def check_port(host: str, port: int) -> None:
@@ -73,6 +73,7 @@ def _serve_local(application: Application, settings: Settings, root: str, stop: 
         with progress("Starting hosts"):
             imports.join()
             cluster.connect(local.address)
+            stop.listen()
             _start_objects(application, settings, root, shards)
         with progress("Starting the gateway"):
             _start_gateway(application, settings)
@@ -102,6 +103,7 @@ def _serve_attached(
 
     with progress(f"Connecting to {settings.address}"):
         cluster.connect(settings.address)
+    stop.listen()
     with progress("Starting hosts"):
         _start_objects(application, settings, root, settings.shards)
     with progress("Starting the gateway"):
@@ -177,23 +179,19 @@ class _Stop:
         self._event = threading.Event()
         self._running = False
 
+    def listen(self) -> None:
+        """Takes the signals, also from Ray, which takes SIGTERM for itself when it connects."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
     def wait(self, timeout_s: float | None) -> bool:
         """Waits for it; True if it has come."""
-        self._running = True
+        if not self._running:
+            self._running = True
+            self.listen()
         return self._event.wait(timeout_s)
 
-    def on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._event.is_set() or not self._running:
             raise KeyboardInterrupt
         self._event.set()
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    stop = _Stop()
-    before = {each: signal.signal(each, stop.on_signal) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)

@@ -1,0 +1,109 @@
+"""The commands that look into a running cluster, in this process and on the session's cluster."""
+
+import json
+from pathlib import Path
+
+import pytest
+from test_cli_input import fails, run
+
+import rayobjects as ro
+
+pytestmark = pytest.mark.usefixtures("counter")
+
+
+@pytest.fixture(scope="module")
+def counter(objects: Path) -> None:
+    class CliCounter(ro.DurableObject):
+        """Counts."""
+
+        count: int = ro.durable(0)
+
+        def increment(self, by: int = 1) -> int:
+            self.count += by
+            return self.count
+
+        def keep(self, key: str, value: dict[str, int]) -> None:
+            self.storage[key] = value
+
+        def fail(self) -> None:
+            raise LookupError("no such\nthing")
+
+        @ro.internal
+        def hidden(self) -> None: ...
+
+    counters = ro.deploy(CliCounter)
+    counters.get("home").increment.remote(2).result(timeout_s=60)
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    code, out, error = run(capsys, *arguments)
+    assert (code, error) == (0, "")
+    return out
+
+
+def test_call_and_get(capsys: pytest.CaptureFixture[str]) -> None:
+    assert answer(capsys, "call", "CliCounter", "a/b ü", "increment", "by=40") == "40\n"
+    assert answer(capsys, "call", "CliCounter", "a/b ü", "increment") == "41\n"
+    out = answer(capsys, "call", "CliCounter", "a/b ü", "keep", "key=k", 'value={"x": 1}')
+    assert out == "null\n"
+    assert json.loads(answer(capsys, "get", "CliCounter", "a/b ü")) == {
+        "attributes": {"count": 41},
+        "storage": {"k": {"x": 1}},
+    }
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("l1", "l2", "l3"):
+        answer(capsys, "call", "CliCounter", name, "increment")
+    assert answer(capsys, "list", "CliCounter", "--prefix", "l") == "l1\nl2\nl3\n"
+    assert answer(capsys, "list", "CliCounter", "--prefix", "l", "--limit", "2") == "l1\nl2\n"
+    listed = answer(capsys, "list", "CliCounter", "--prefix", "l", "--json")
+    assert json.loads(listed) == ["l1", "l2", "l3"]
+    assert json.loads(answer(capsys, "list", "CliCounter", "--prefix", "none", "--json")) == []
+
+
+def test_delete(capsys: pytest.CaptureFixture[str]) -> None:
+    answer(capsys, "call", "CliCounter", "gone", "increment")
+    for text in ("Deleted CliCounter/gone.\n", "There was no CliCounter/gone.\n"):
+        assert run(capsys, "delete", "CliCounter", "gone", "--yes") == (0, "", text)
+    assert "there is no object CliCounter/gone" in fails(capsys, "get", "CliCounter", "gone")
+
+
+def test_status(capsys: pytest.CaptureFixture[str], objects: Path) -> None:
+    status = json.loads(answer(capsys, "status", "--json"))
+    assert status["storage"] == str(objects)
+    assert status["shards"] == 2
+    assert "CliCounter" in [each["name"] for each in status["classes"]]
+    for_people = answer(capsys, "status")
+    assert "default/0000" in for_people
+    assert "fail, increment, keep" in for_people
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["call", "CliCounter", "home", "fly"], "fly"),
+        (["call", "CliCounter", "home", "_hidden"], "_hidden"),
+        (["call", "CliCounter", "home", "hidden"], "hidden"),
+        (["call", "CliCounter", "home", "on_start"], "on_start"),
+        (["call", "Nobody", "home", "fly"], "Nobody"),
+        (["call", "CliCounter", "", "increment"], "must not be empty"),
+        (["call", "CliCounter", "home", "increment", "by=text"], "by"),
+        (["call", "CliCounter", "home", "increment", "to=1"], "to"),
+        (["call", "CliCounter", "home", "keep"], "key"),
+        (["call", "CliCounter", "home", "fail"], "LookupError: no such thing"),
+        (["get", "CliCounter", "nobody"], "there is no object CliCounter/nobody"),
+        (["get", "CliCounter", "x" * 1025], "1,024"),
+        (["get", "Nobody", "home"], "Nobody"),
+        (["list", "Nobody"], "Nobody"),
+        (["delete", "Nobody", "home", "--yes"], "Nobody"),
+    ],
+)
+def test_mistakes(command: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in fails(capsys, *command)
+
+
+def test_the_hosts_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = run(capsys, "--debug", "call", "CliCounter", "home", "fail")
+    assert code == 1
+    assert 'raise LookupError("no such\\nthing")' in error

@@ -467,10 +467,10 @@ class Shard:
         if self._closed:
             return
         self._closed = True
-        self._on_loop(self._commits.flush)
-        self._commits.stop()
-        self._on_loop(self._commits.drain)
         try:
+            self._on_loop(self._commits.flush)
+            self._commits.stop()
+            self._on_loop(self._commits.drain)
             self._folding.close(self._clock)
         finally:
             error = StorageFailed(

@@ -294,6 +294,8 @@ class ShardMachine(RuleBasedStateMachine):
             for number in range(2):
                 record = Record("Room", "a", writes=[(ITEM + "late", JSON, b"1")])
                 old.commit(record, told(number))
+                if waits:  # nobody has read the journal yet, so it may be found there
+                    self.states.append(self.states[-1].after(record))
         old.confirm(told("confirm"))
         old_loop.turn()
         assert not told.good, "a stale owner acknowledges nothing"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 START_S = 90.0
 STOP_S = 60.0
@@ -89,8 +90,6 @@ class Served:
 
     def processes(self) -> list[int]:
         """The ids of all processes that it has started."""
-        import psutil
-
         return [each.pid for each in psutil.Process(self.process.pid).children(recursive=True)]
 
     def stop(self, number: int = signal.SIGINT) -> int:
@@ -112,3 +111,11 @@ def wait_until(condition: Any, what: str, timeout_s: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"still not so after {timeout_s} s: {what}"
         time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

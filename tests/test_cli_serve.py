@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
-from served import EXAMPLES, Served, wait_until
+from served import EXAMPLES, Served, is_running, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -109,10 +108,3 @@ def test_down(counter: Served) -> None:
     assert "no cluster runs here" in counter.run("status").stderr
     with pytest.raises(httpx.ConnectError):
         httpx.get(counter.url)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

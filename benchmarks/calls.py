@@ -130,7 +130,8 @@ class Stages:
         self.written += 1
 
     async def _read_once(self, number: int) -> None:
-        self.found += await self.stubs[self.order[number]].read.remote()
+        count = await self.stubs[self.order[number]].read.remote()
+        self.found += count  # only now: other callers have added to it during the await
 
     async def _plain(self, number: int) -> object:
         return await self.actors[number % len(self.actors)].increment.remote()
@@ -205,14 +206,16 @@ class Stages:
     async def _activation(self) -> None:
         self._connect()
         plan = self.plan
-        # A tenth wakes first: buffers and caches that do not grow with the objects are there then.
-        first = plan.woken_singly + plan.objects // 10
-        await measure.all_once(self._read_once, range(plan.woken_singly, first), at_once=1_000)
-        singly_s = await measure.all_once(self._read_once, range(plan.woken_singly), at_once=1)
+        singly = iter(range(plan.woken_singly))
+        times = await measure.latencies(
+            {"wake": lambda: self._read_once(next(singly))},
+            rounds=1,
+            calls_a_round=plan.woken_singly - 1,
+        )
         pids = self._host_pids()
         before = measure.memory_bytes(pids)
-        rest_s = await measure.all_once(self._read_once, range(first, plan.objects), at_once=1_000)
-        count = plan.objects - first
+        rest = range(plan.woken_singly, plan.objects)
+        rest_s = await measure.all_once(self._read_once, rest, at_once=1_000)
         grown = measure.memory_bytes(pids) - before
         if self.found != self.written:
             raise RuntimeError(f"{self.written:,} writes were answered, {self.found:,} are stored")
@@ -221,10 +224,14 @@ class Stages:
                 "activation_ms",
                 "activation, one after the other",
                 "ms",
-                singly_s / plan.woken_singly * 1e3,
+                statistics.median(times["wake"]),
             ),
-            Result("activations_per_s", "activation, 1,000 at a time", "objects/s", count / rest_s),
-            Result("live_kb", "a live object, memory", "KB", grown / count / 1e3, target=LIVE_KB),
+            Result(
+                "activations_per_s", "activation, 1,000 at a time", "objects/s", len(rest) / rest_s
+            ),
+            Result(
+                "live_kb", "a live object, memory", "KB", grown / len(rest) / 1e3, target=LIVE_KB
+            ),
         ]
 
     def _host_pids(self) -> list[int]:

@@ -99,7 +99,7 @@ class _Disk:
     def of(self, descriptor: int, path: str) -> _Node:
         """The node of an open file, which another one may have taken the name of."""
         inode = os.fstat(descriptor).st_ino
-        if inode not in self.inodes:
+        if inode not in self.inodes and os.path.exists(path):
             self.at(path)
         return self.inodes.setdefault(inode, _Node())
 

@@ -193,11 +193,11 @@ class LocalHost(HostLife):
 
     # -- sockets ------------------------------------------------------------------------------
 
-    def gateway(self, id: str = "gateway") -> LocalGateway:
+    def gateway(self, name: str = "gateway") -> LocalGateway:
         """The gateway of this name, made when it is first asked for."""
-        gateway = self._gateways.get(id)
+        gateway = self._gateways.get(name)
         if gateway is None:
-            gateway = self._gateways[id] = LocalGateway(self, id)
+            gateway = self._gateways[name] = LocalGateway(self, self.new_id(name))
         return gateway
 
     async def connect(

@@ -76,6 +76,7 @@ class HostLife:
         self._errors: list[BaseException] = []
         self._held: deque[Callable[[], None]] | None = None
         self._unopened = False
+        self._first_epoch = 0
         self._lives = itertools.count(1)
 
     # -- life -------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ class HostLife:
         self._loop = asyncio.get_running_loop()
         self._alive = asyncio.Event()
         self._died = asyncio.Event()
-        self.client = LocalChannel(self, "client")
+        self.client = LocalChannel(self, "")
         self._context = contextvars.copy_context()
         self._outer_router = local_router.get()
         self.router = LocalRouter(self, self.client.send)
@@ -122,6 +123,8 @@ class HostLife:
             self.core, shard = None, self.shard
             self.shard = None
             shard.close()
+        except StorageFailed:
+            pass  # the last fold failed, or another host has taken over: the journal has it all
         except (TimeoutError, Crashed):
             self._die()
 
@@ -147,6 +150,9 @@ class HostLife:
         except Crashed:
             self._died.set()
             return
+        if not self.client.id:
+            self._first_epoch = shard.epoch
+            self.client.id = self.new_id("client")
         self._life = life
         self._unopened = False
         self.shard = shard
@@ -155,7 +161,7 @@ class HostLife:
             classes=self.classes,
             clock=self.clock,
             owns=lambda id, object_class: True,
-            incarnation=f"life-{life}",
+            incarnation=f"epoch-{shard.epoch}",
             idle_s=self._idle_s,
             activations_max=self._activations_max,
         )
@@ -281,6 +287,12 @@ class HostLife:
             return True
         outbox = self.core.outboxes.get(gateway)
         return outbox is not None and outbox.count > channel.pushed(self.core.incarnation)
+
+    def new_id(self, name: str) -> str:
+        """The id of a pretended process. Call ids follow from it, and the storage remembers them,
+        so no other host on the same storage may use it again: epochs are never used twice."""
+        assert self._first_epoch, "the host has never lived"
+        return f"{name}-{self._first_epoch}"
 
     async def alive(self) -> None:
         """Returns when the host lives."""

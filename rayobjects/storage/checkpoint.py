@@ -14,6 +14,10 @@ scans one integer column at about 3 ms a million rows).
     owners    epochs of dedicated objects
     meta      the format, the shard, the folded sequence
 
+Rows come in as numpy columns, which DuckDB scans in place: 12 ms for 10,000 rows, where JSON text
+took 27 ms and lists as parameters 67 ms. A column is all strings, all bytes or all numbers, never
+None: DuckDB guesses the type of a column of objects from a sample.
+
 DuckDB lets one process at a time open the file, and is trusted for its own commits. This is the one
 place where its errors become StorageFailed.
 """
@@ -34,7 +38,6 @@ from rayobjects.messages import Send
 from rayobjects.storage.files import Files
 from rayobjects.storage.memtable import Delta, Key
 from rayobjects.storage.records import (
-    DELETED,
     ITEM,
     JSON,
     PICKLE,
@@ -50,6 +53,12 @@ BLOCK_BYTES = 16_384
 
 MEMORY_BYTES = 256 * 1024 * 1024
 """What DuckDB may use for a fold or a query, in each host."""
+
+ROWS_AT_ONCE = 2_000
+"""Rows of one insert. While DuckDB takes Python's strings in, no other thread runs: 2 to 3 ms."""
+
+_LOCKED = "Could not set lock on file"
+"""How DuckDB says that another process has the file open."""
 
 OPEN_WITHIN_S = 15.0
 OPEN_AGAIN_S = 0.1
@@ -156,7 +165,7 @@ class Checkpoint:
                 )
                 return connection
             except duckdb.Error as error:
-                if "lock" not in str(error).lower():
+                if _LOCKED not in str(error):
                     raise _unusable(path, error) from error
                 problem = error
                 connection.close()
@@ -223,12 +232,13 @@ class Checkpoint:
             StorageFailed: nothing of it is in the database.
         """
         with self._translated():
-            query = self._cursor().execute
+            cursor = self._cursor()
+            query = cursor.execute
             query("BEGIN")
             try:
-                self._fold_state(query, fold)
-                self._fold_objects(query, fold)
-                self._fold_rest(query, fold)
+                self._fold_state(cursor, fold)
+                self._fold_objects(cursor, fold)
+                self._fold_rest(cursor, fold)
                 query("UPDATE meta SET value = ? WHERE key = 'folded'", [str(fold.folded)])
                 query("COMMIT")
             except BaseException:
@@ -238,12 +248,14 @@ class Checkpoint:
                     pass  # the first error is the one that counts
                 raise
 
-    def _fold_state(self, query: Any, fold: FoldInput) -> None:
+    def _fold_state(self, cursor: Any, fold: FoldInput) -> None:
         gone: list[int] = []  # objects all of whose rows go
         without_items: list[int] = []
-        keys: list[int] = []  # rows that go or are replaced
-        rows: list[list[Any]] = [[], [], [], [], [], [], []]
-        add = [column.append for column in rows]
+        hashes: list[int] = []  # rows that go or are replaced
+        keys: list[int] = []
+        # (object hash, key hash, class, name, key, value)
+        json: list[tuple[int, int, str, str, str, str]] = []
+        blobs: list[tuple[int, int, str, str, str, bytes]] = []
         for key, delta in fold.deltas.items():
             id = ObjectId(*key)
             hashed = object_hash(id)
@@ -253,71 +265,58 @@ class Checkpoint:
                 without_items.append(hashed)
             for name, (encoding, data) in delta.entries.items():
                 hashed_key = key_hash(id, name)
+                hashes.append(hashed)
                 keys.append(hashed_key)
-                if encoding == DELETED:
-                    continue
-                add[0](hashed)
-                add[1](hashed_key)
-                add[2](key[0])
-                add[3](key[1])
-                add[4](name)
-                add[5](data.decode() if encoding == JSON else None)
-                add[6](data if encoding == PICKLE else None)
-        if gone:
-            query("DELETE FROM state WHERE object_hash IN (SELECT unnest(?::UBIGINT[]))", [gone])
-        if without_items:
-            query(
-                "DELETE FROM state WHERE object_hash IN (SELECT unnest(?::UBIGINT[])) "
-                f"AND starts_with(key, '{ITEM}')",
-                [without_items],
-            )
-        if keys:
-            query("DELETE FROM state WHERE key_hash IN (SELECT unnest(?::UBIGINT[]))", [keys])
-        if rows[0]:
-            query(
-                "INSERT INTO state SELECT o >> 52, o, k, c, n, t, j, b FROM (SELECT "
-                "unnest(?::UBIGINT[]) o, unnest(?::UBIGINT[]) k, unnest(?::VARCHAR[]) c, "
-                "unnest(?::VARCHAR[]) n, unnest(?::VARCHAR[]) t, unnest(?::VARCHAR[]) j, "
-                "unnest(?::BLOB[]) b)",
-                rows,
-            )
+                if encoding == JSON:
+                    json.append((hashed, hashed_key, *key, name, data.decode()))
+                elif encoding == PICKLE:
+                    blobs.append((hashed, hashed_key, *key, name, data))
+        same = "DELETE FROM state USING rows WHERE object_hash = rows.c0"
+        _delete(cursor, same, gone)
+        _delete(cursor, f"{same} AND starts_with(key, '{ITEM}')", without_items)
+        _delete(cursor, f"{same} AND key_hash = rows.c1", hashes, keys)
+        into = "INSERT INTO state SELECT c0 >> 52, c0, c1, c2, c3, c4, "
+        _insert(cursor, f"{into} c5, NULL FROM rows", "UUSSSS", json)
+        _insert(cursor, f"{into} NULL, c5 FROM rows", "UUSSSS", blobs)
 
-    def _fold_objects(self, query: Any, fold: FoldInput) -> None:
-        changed = [(key, delta.exists) for key, delta in fold.deltas.items()]
-        changed = [(key, exists) for key, exists in changed if exists is not None]
-        if not changed:
-            return
-        hashes = [object_hash(ObjectId(*key)) for key, _ in changed]
-        query("DELETE FROM objects WHERE object_hash IN (SELECT unnest(?::UBIGINT[]))", [hashes])
-        exist = [(h, *key) for h, (key, exists) in zip(hashes, changed, strict=True) if exists]
-        if exist:
-            query(
-                "INSERT INTO objects SELECT o >> 52, o, c, n FROM (SELECT unnest(?::UBIGINT[]) o, "
-                "unnest(?::VARCHAR[]) c, unnest(?::VARCHAR[]) n)",
-                [list(column) for column in zip(*exist, strict=True)],
-            )
+    def _fold_objects(self, cursor: Any, fold: FoldInput) -> None:
+        changed = [
+            (object_hash(ObjectId(*key)), *key, delta.exists)
+            for key, delta in fold.deltas.items()
+            if delta.exists is not None
+        ]
+        _delete(
+            cursor,
+            "DELETE FROM objects USING rows WHERE object_hash = rows.c0",
+            [row[0] for row in changed],
+        )
+        _insert(
+            cursor,
+            "INSERT INTO objects SELECT c0 >> 52, c0, c1, c2 FROM rows",
+            "USS",
+            [row[:3] for row in changed if row[3]],
+        )
 
-    def _fold_rest(self, query: Any, fold: FoldInput) -> None:
-        if fold.owners:
-            rows = [
-                (object_hash(ObjectId(*key)), *key, epoch) for key, epoch in fold.owners.items()
-            ]
-            query(
-                "DELETE FROM owners WHERE object_hash IN (SELECT unnest(?::UBIGINT[]))",
-                [[row[0] for row in rows]],
-            )
-            _insert(query, "owners", ("UBIGINT", "VARCHAR", "VARCHAR", "UBIGINT"), rows)
+    def _fold_rest(self, cursor: Any, fold: FoldInput) -> None:
+        query = cursor.execute
+        owners = [(object_hash(ObjectId(*key)), *key, epoch) for key, epoch in fold.owners.items()]
+        _delete(
+            cursor,
+            "DELETE FROM owners USING rows WHERE object_hash = rows.c0",
+            [row[0] for row in owners],
+        )
+        _insert(cursor, "INSERT INTO owners SELECT * FROM rows", "USSU", owners)
         if fold.sockets:
             query(
                 "DELETE FROM sockets WHERE socket IN (SELECT unnest(?::VARCHAR[]))",
                 [[socket for _, socket, _ in fold.sockets]],
             )
-            opened = [
-                (object_hash(ObjectId(*key)), *key, socket, _encode(change))
-                for key, socket, change in fold.sockets
-                if change is not None
-            ]
-            _insert(query, "sockets", ("UBIGINT", "VARCHAR", "VARCHAR", "VARCHAR", "BLOB"), opened)
+        opened = [
+            (object_hash(ObjectId(*key)), *key, socket, _encode(change))
+            for key, socket, change in fold.sockets
+            if change is not None
+        ]
+        _insert(cursor, "INSERT INTO sockets SELECT * FROM rows", "USSSS", opened)
         query("DELETE FROM replies WHERE finished_at < ?", [fold.finished_since])
         if fold.forgotten:
             query(
@@ -325,21 +324,16 @@ class Checkpoint:
                 [fold.forgotten],
             )
         replies = [(each.call_id, each.finished_at, _encode(each)) for each in fold.finished]
-        _insert(query, "replies", ("VARCHAR", "DOUBLE", "BLOB"), replies)
-        if fold.sent:
-            query(
-                "DELETE FROM sends WHERE sequence IN (SELECT unnest(?::UBIGINT[]))",
-                [[sequence for _, sequence in fold.sent]],
-            )
+        _insert(cursor, "INSERT INTO replies SELECT * FROM rows", "SFS", replies)
         sends = [
             (each.class_name, each.name, each.sequence, _encode(each.sends)) for each in fold.sends
         ]
-        if sends:
-            query(
-                "DELETE FROM sends WHERE sequence IN (SELECT unnest(?::UBIGINT[]))",
-                [[row[2] for row in sends]],
-            )
-        _insert(query, "sends", ("VARCHAR", "VARCHAR", "UBIGINT", "BLOB"), sends)
+        _delete(
+            cursor,
+            "DELETE FROM sends USING rows WHERE sequence = rows.c0",
+            [sequence for _, sequence in fold.sent] + [row[2] for row in sends],
+        )
+        _insert(cursor, "INSERT INTO sends SELECT * FROM rows", "SSUS", sends)
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -457,8 +451,8 @@ class Checkpoint:
             rows = (
                 self._cursor()
                 .execute(
-                    "SELECT name FROM objects WHERE class = ? AND name > ? AND starts_with(name, ?) "
-                    f"ORDER BY name LIMIT {int(limit)}",
+                    "SELECT name FROM objects WHERE class = ? AND name > ? "
+                    f"AND starts_with(name, ?) ORDER BY name LIMIT {int(limit)}",
                     [class_name, after, prefix],
                 )
                 .fetchall()
@@ -493,10 +487,39 @@ class Checkpoint:
             raise _unusable(self._path, error) from error
 
 
-def _insert(query: Any, table: str, types: Sequence[str], rows: list[tuple[Any, ...]]) -> None:
-    if rows:
-        columns = ", ".join(f"unnest(?::{kind}[])" for kind in types)
-        query(f"INSERT INTO {table} SELECT {columns}", [list(c) for c in zip(*rows, strict=True)])
+def _delete(cursor: Any, statement: str, *columns: list[int]) -> None:
+    """Runs a statement over columns of hashes, which it knows as `rows(c0, c1, …)`."""
+    if columns[0]:
+        _run(cursor, statement, "U" * len(columns), columns)
+
+
+def _insert(cursor: Any, statement: str, kinds: str, rows: Sequence[Sequence[Any]]) -> None:
+    """Runs a statement over rows, which it knows as `rows(c0, c1, …)`, a part of them at a time.
+
+    Args:
+        kinds: a letter a column: U for UBIGINT, F for DOUBLE, S for strings or bytes.
+    """
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[start : start + ROWS_AT_ONCE]
+        _run(cursor, statement, kinds, list(zip(*part, strict=True)))
+
+
+def _run(cursor: Any, statement: str, kinds: str, columns: Sequence[Sequence[Any]]) -> None:
+    import numpy
+
+    arrays = {}
+    for number, (kind, values) in enumerate(zip(kinds, columns, strict=True)):
+        if kind == "S":
+            array = numpy.empty(len(values), dtype=object)
+            array[:] = values
+        else:
+            array = numpy.array(values, dtype=numpy.uint64 if kind == "U" else numpy.float64)
+        arrays[f"c{number}"] = array
+    cursor.register("rows", arrays)
+    try:
+        cursor.execute(statement)
+    finally:
+        cursor.unregister("rows")
 
 
 def _entry(json: str | None, blob: bytes | None) -> tuple[int, bytes]:

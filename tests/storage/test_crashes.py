@@ -141,7 +141,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     lives=st.lists(st.tuples(STEPS, st.integers(0, 60)), min_size=1, max_size=4),
     seed=st.integers(0, 2**32),
@@ -188,7 +188,7 @@ def operations(root: Path) -> int:
     return count
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_a_power_loss_at_every_operation(tmp_path: Path, seed: int) -> None:
     (tmp_path / "count").mkdir()
     for crash_at in range(operations(tmp_path / "count")):

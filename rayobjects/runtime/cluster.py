@@ -46,9 +46,6 @@ from rayobjects.settings import shards_default
 NAMESPACE = "rayobjects"
 """Ray's namespace of everything here."""
 
-START_S = 60.0
-"""Ray needs 3 s to start on an idle machine; a busy one gets this."""
-
 PROBE_S = 3.0
 """How long an address may take to accept a connection. Ray itself would try for half a minute."""
 
@@ -207,8 +204,9 @@ def start_local(
         cluster.stop()
         raise
     if answer != "ready":
-        kept = Path(tempfile.gettempdir()) / "rayobjects-start.log"
-        shutil.copy(log, kept)
+        descriptor, kept = tempfile.mkstemp(prefix="rayobjects-", suffix=".log")
+        os.close(descriptor)
+        shutil.copyfile(log, kept)
         cluster.stop()
         raise Unavailable(
             f"Ray did not start ({answer or 'its process died'}): see {kept}, and check that "

@@ -30,11 +30,16 @@ from typing import Any
 
 import psutil
 
+from rayobjects.clock import SystemClock
+
 MARK = "RAYOBJECTS_CLUSTER_MARK"
 """The environment variable that marks a cluster's processes."""
 
 WATCH_S = 1.0
 """How often the keeper looks whether Ray's processes live."""
+
+START_S = 120.0
+"""What Ray's processes get to start: 3 s on an idle machine, much more on one under load."""
 
 EXIT_S = 5.0
 """What Ray's processes get to end by themselves, before they are killed."""
@@ -95,6 +100,7 @@ def _belongs(process: psutil.Process, mark: str, keeper: int) -> bool:
 def start_ray(plan: Plan) -> Any:
     """Starts Ray's processes. `ray start` would start three more that nothing here needs (the
     autoscaler's monitor, the client server and the dashboard) and take twice as long."""
+    from ray._private import services
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
@@ -102,6 +108,20 @@ def start_ray(plan: Plan) -> Any:
         def start_api_server(self, **_: Any) -> None:
             """No dashboard."""
             self._webui_url = ""
+
+    get_node = services.get_node
+    deadline = SystemClock().monotonic() + START_S
+
+    def get_node_patiently(*arguments: Any) -> Any:
+        """Ray itself gives up after 30 s."""
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:  # it has not registered yet
+                if SystemClock().monotonic() > deadline:
+                    raise
+
+    services.get_node = get_node_patiently
 
     parameters = RayParams(
         node_ip_address="127.0.0.1",

@@ -88,6 +88,7 @@ class HostCore:
         self._owns = owns
         self._by_id: dict[tuple[str, str, str], list[Respond]] = {}
         self._confirms: list[Confirmed] = []
+        self._counted = 0  # the highest count of an outbox that was given up
         self._empty = asyncio.Event()
         self._started_at = clock.monotonic()
         for id, socket, gateway in ledger.sockets():
@@ -247,7 +248,7 @@ class HostCore:
             self._acknowledged(poll.channel, outbox.acknowledge(poll.pushed))
         if poll.sockets is not None:
             held = set(map(tuple, poll.sockets))
-            for entry in list(self.sockets.get(poll.channel, ())):
+            for entry in sorted(self.sockets.get(poll.channel, ())):
                 if entry not in held:
                     self.submit_socket_close(*entry, poll.channel)
         return outbox
@@ -255,7 +256,7 @@ class HostCore:
     def _outbox(self, gateway: str) -> Outbox:
         outbox = self.outboxes.get(gateway)
         if outbox is None:
-            outbox = self.outboxes[gateway] = Outbox(self.clock.monotonic())
+            outbox = self.outboxes[gateway] = Outbox(self.clock.monotonic(), self._counted)
         return outbox
 
     def _heard(self, name: str, channel: HostChannel) -> None:
@@ -274,7 +275,7 @@ class HostCore:
                 last = record
 
     def _close_silent_gateways(self, now: float) -> None:
-        for gateway in list(self.sockets.keys() | self.outboxes.keys()):
+        for gateway in sorted(self.sockets.keys() | self.outboxes.keys()):
             channel, outbox = self.channels.get(gateway), self.outboxes.get(gateway)
             heard_at = max(
                 self._started_at,
@@ -283,12 +284,13 @@ class HostCore:
             )
             if now - heard_at < GATEWAY_SILENT_S:
                 continue
-            for entry in list(self.sockets.get(gateway, ())):
+            for entry in sorted(self.sockets.get(gateway, ())):
                 self.submit_socket_close(*entry, gateway)
             if not self.sockets.get(gateway):
                 self.sockets.pop(gateway, None)
                 if outbox is not None:
                     self._acknowledged(gateway, outbox.acknowledge(outbox.count))
+                    self._counted = max(self._counted, outbox.count)
                     del self.outboxes[gateway]
 
     # -- life -------------------------------------------------------------------------------------

@@ -16,14 +16,18 @@ from rayobjects.messages import Push
 class Outbox:
     """The messages for one gateway.
 
+    Args:
+        count: where counting begins: not below what the gateway may have had of an outbox before,
+            or it would acknowledge messages that it has never seen.
+
     Attributes:
         heard_at: monotonic seconds of the gateway's last sign of life.
     """
 
-    def __init__(self, heard_at: float) -> None:
+    def __init__(self, heard_at: float, count: int = 0) -> None:
         self.heard_at = heard_at
         self._pushes: deque[Push] = deque()
-        self._acknowledged = 0
+        self._acknowledged = count
 
     def __len__(self) -> int:
         return len(self._pushes)

@@ -106,3 +106,9 @@ async def ticks(count: int = 20) -> None:
 
 async def increments(stub: LocalStub, count: int) -> list[int]:
     return list(await asyncio.gather(*(stub.increment.remote() for _ in range(count))))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Lets everything run until something is so."""
+    while not condition():  # noqa: ASYNC110  (there is no event to wait for)
+        await asyncio.sleep(0)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from typing import Any, overload
 
 import msgspec
 import ray
 
-from rayobjects.errors import InvalidCall, StorageFailed, Unavailable
+from rayobjects.errors import InvalidCall, StorageFailed
 from rayobjects.limits import SHARDS_DEFAULT_MAX, SHARDS_MAX
 from rayobjects.objects.catalog import ClassInfo, describe, pickle_classes
 from rayobjects.objects.model import DurableObject
-from rayobjects.runtime import placement, process
+from rayobjects.runtime import cluster, placement, process
 from rayobjects.runtime.asking import answer
 from rayobjects.runtime.configuration import (
     Configuration,
@@ -46,8 +45,10 @@ def init(
 
     Args:
         storage: the storage root: a directory, or `file:///directory`.
-        address: the Ray cluster; None takes the one that this process is connected to, then
-            `RAY_ADDRESS`, then starts Ray on this machine.
+        address: the Ray cluster; None takes the one that this process is connected to, then that
+            of `RAYOBJECTS_ADDRESS` or `RAY_ADDRESS`, then the one of this machine that has the
+            storage root, then starts Ray on this machine, until this process ends. Without a
+            storage root it is the cluster that runs on this machine.
         shards: how many shards a new storage root gets: by default one for each CPU of the
             cluster, 16 at most. An existing root keeps its own number.
         hosting: for classes that do not say: "shared" (default) or "dedicated".
@@ -70,7 +71,7 @@ def init(
     if shards is not None and not 1 <= shards <= SHARDS_MAX:
         raise InvalidCall(f"shards is a number from 1 to {SHARDS_MAX}, not {shards!r}")
     root = parse_root(storage) if storage is not None else None
-    _connect(address)
+    cluster.attach(root, address)
     configuration = read_configuration()
     if configuration is None:
         if root is None:
@@ -103,24 +104,6 @@ def default_shards() -> int:
     """One shard for each CPU of the cluster, 1 to 16."""
     cpus = int(ray.cluster_resources().get("CPU", 1))
     return max(1, min(cpus, SHARDS_DEFAULT_MAX))
-
-
-def _connect(address: str | None) -> None:
-    if ray.is_initialized():
-        return
-    try:
-        ray.init(
-            address=address,
-            namespace=placement.NAMESPACE,
-            log_to_driver=False,
-            logging_level="error",
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = address or os.environ.get("RAY_ADDRESS") or "this machine"
-        raise Unavailable(
-            f"no Ray cluster could be reached at {where} ({error}): start one with "
-            "`rayobjects serve` or `ray start --head`"
-        ) from error
 
 
 def _first_configuration(proposed: Configuration) -> Configuration:

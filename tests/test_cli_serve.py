@@ -61,16 +61,10 @@ def test_status(counter: Served) -> None:
     assert "increment, value" in for_people
 
 
-def test_list_call_delete(counter: Served) -> None:
-    assert counter.run("list", "Counter").stdout.split() == ["a/b", "home"]
-    assert counter.run("list", "Counter", "--prefix", "h", "--json").stdout == '[\n  "home"\n]\n'
-    assert counter.run("call", "Counter", "temporary", "increment", "by=40").stdout == "40\n"
-    # The URL of the gateway names the cluster as well as Ray's address does.
-    other = counter.run("call", "Counter", "temporary", "increment", "--address", counter.url)
-    assert other.stdout == "41\n"
-    deleted = counter.run("delete", "Counter", "temporary", "--yes")
-    assert (deleted.returncode, deleted.stderr) == (0, "Deleted Counter/temporary.\n")
-    assert counter.run("list", "Counter", "--limit", "9").stdout.split() == ["a/b", "home"]
+def test_the_gateways_address_names_the_cluster(counter: Served) -> None:
+    """As well as Ray's own does."""
+    found = counter.run("list", "Counter", "--address", counter.url)
+    assert found.stdout.split() == ["a/b", "home"], found.stderr
 
 
 def test_storage_in_use(counter: Served, tmp_path: Path) -> None:

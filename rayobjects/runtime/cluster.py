@@ -285,7 +285,7 @@ def attach(storage: str | None, address: str | None = None) -> None:
         if record.facts.get("storage") == storage:
             connect(record.address)
             return
-    started = start_local()
+    started = start_local(num_cpus=shards_default())  # no gateway will come
     atexit.register(started.stop)
     started.announce(storage=storage)
     connect(started.address)

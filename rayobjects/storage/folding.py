@@ -17,11 +17,12 @@ from collections.abc import Callable
 from rayobjects.clock import Clock
 from rayobjects.errors import StorageFailed
 from rayobjects.limits import FINISHED_WINDOW_S
-from rayobjects.storage.checkpoint import Checkpoint, FoldInput
+from rayobjects.storage.checkpoint import Checkpoint
 from rayobjects.storage.files import Files
 from rayobjects.storage.indexes import Indexes
 from rayobjects.storage.journal import Journal
 from rayobjects.storage.memtable import Generation, Memtable
+from rayobjects.storage.merge import FoldInput
 from rayobjects.storage.ownership import Ownership
 from rayobjects.storage.worker import Worker
 

@@ -21,7 +21,6 @@ When the process dies
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 from rayobjects.clock import Clock
@@ -36,25 +35,21 @@ from rayobjects.limits import (
     PAGE_KEYS_MAX,
     SEGMENT_BYTES_MAX,
 )
-from rayobjects.storage.checkpoint import NAME as CHECKPOINT
-from rayobjects.storage.checkpoint import Rest
 from rayobjects.storage.commits import Commits, Done
+from rayobjects.storage.dedicated import DedicatedOwners
 from rayobjects.storage.files import Files, RealFiles, parse_root
 from rayobjects.storage.folding import Folding
 from rayobjects.storage.indexes import Indexes
-from rayobjects.storage.journal import Journal, first_of, read_segment
-from rayobjects.storage.memtable import Key, Memtable
+from rayobjects.storage.journal import Journal
+from rayobjects.storage.memtable import Memtable
+from rayobjects.storage.opening import recover, restore
 from rayobjects.storage.ownership import Ownership
 from rayobjects.storage.reading import Reading
 from rayobjects.storage.records import Finished, Loaded, PendingSends, Record, SocketChange
-from rayobjects.storage.recovery import Plan, decide
-from rayobjects.storage.worker import InlineWorker, ThreadWorker, Worker
+from rayobjects.storage.worker import InlineWorker, ThreadWorker, Worker, on_loop
 
 _HERE = "."
 """The shard's directory, seen from its files."""
-
-_HAND_OVER_S = 5.0
-"""How long `close`, called on another thread, waits for a loop that may have stopped."""
 
 Soon = Callable[[Callable[[], None]], object]
 
@@ -87,7 +82,6 @@ class Shard:
         self.epoch = ownership.epoch
         self.failed: StorageFailed | None = None
         self._files = files
-        self._directory = _HERE
         self._ownership = ownership
         self._clock = clock
         self._post = post if threads else _now
@@ -95,13 +89,10 @@ class Shard:
         self._threads = threads
         self._memtable = Memtable()
         self._indexes = Indexes()
-        self._claimed: dict[Key, int] = {}
-        self._loop_thread: int | None = None
+        self._owners = DedicatedOwners(self._indexes)
         self._closed = False
         self._memtable_bytes = 0
-        self._journal = Journal(
-            files, self._directory, name, ownership, segment_bytes_max=segment_bytes_max
-        )
+        self._journal = Journal(files, _HERE, name, ownership, segment_bytes_max=segment_bytes_max)
         self._folding = Folding(
             self._memtable,
             self._indexes,
@@ -109,7 +100,7 @@ class Shard:
             ownership,
             self._worker("fold"),
             files=files,
-            directory=self._directory,
+            directory=_HERE,
             shard=name,
             post=self._post,
             fail=self._fail,
@@ -182,62 +173,22 @@ class Shard:
         return ThreadWorker(f"{self.name}-{what}") if self._threads else InlineWorker()
 
     def _recover(self) -> None:
-        files, directory = self._files, self._directory
-        names = files.list(directory)
-        rest: Rest | None = None
-        if CHECKPOINT in names:
-            rest = self._folding.open_checkpoint().rest()
-            self._folding.folded = rest.folded
-            # A stale owner may have folded, and removed segments, until the database was ours.
-            names = files.list(directory)
-        folded = self._folding.folded
-        segments, sizes = [], {}
-        for name in names:
-            if first_of(name) is not None:
-                data = files.read(f"{directory}/{name}") or b""
-                segments.append(read_segment(name, data))
-                sizes[name] = len(data)
-        plan = decide(
-            self.name,
-            self.epoch,
-            folded,
-            segments,
-            lambda name: files.path(f"{directory}/{name}"),
-        )
-        kept = [(name, last, sizes[name]) for name, last in plan.keep]
-        self._journal.adopt(kept, plan.rewrite)
-        rewritten = self._journal.segment
-        for name in names:
-            if name.endswith(".tmp") or (name in plan.remove and name != rewritten):
-                files.remove(f"{directory}/{name}")
-        self._fill(rest, plan, sum(sizes.values()))
+        found = recover(self._files, _HERE, self.name, self.epoch, self._folding, self._journal)
+        if found.rest is not None:
+            restore(self._indexes, found.rest)
+        if found.plan.records:
+            self._apply(list(found.plan.records), found.journal_bytes)
+        self._indexes.expire(self._clock.now())
         self._commits = Commits(
             self._journal,
             self._ownership,
             self._worker("commit"),
-            last=plan.last,
+            last=found.plan.last,
             soon=self._soon,
             post=self._post,
             apply=self._apply,
             fail=self._fail,
         )
-
-    def _fill(self, rest: Rest | None, plan: Plan, size: int) -> None:
-        """Fills the memory from the checkpoint, then from the journal."""
-        indexes = self._indexes
-        if rest is not None:
-            for finished in rest.finished:
-                indexes.add_finished(finished)
-            for each in rest.sends:
-                waiting = {send.gateway for send in each.sends}
-                indexes.add_sends((each.class_name, each.name), each.sequence, each.sends, waiting)
-            for key, change in rest.sockets:
-                indexes.add_socket(key, change)
-            for key, epoch in rest.owners.items():
-                indexes.add_owner(key, epoch)
-        if plan.records:
-            self._apply(list(plan.records), size)
-        indexes.expire(self._clock.now())
 
     # -- commits ------------------------------------------------------------------------------
 
@@ -252,8 +203,9 @@ class Shard:
         """
         if record.owner_epoch:
             key = (record.class_name, record.name)
-            if not record.claims and record.owner_epoch != self._owner(key):
-                self._refuse(key, record.owner_epoch, done)
+            refusal = None if record.claims else self._owners.refusal(key, record.owner_epoch)
+            if refusal is not None:
+                self._commits.add_nothing(lambda error, _: done(error or refusal, 0))
                 return
         if self._memtable_bytes > MEMTABLE_BYTES_MAX:
             raise Overloaded(
@@ -276,32 +228,23 @@ class Shard:
         """Makes a new owner epoch for a dedicated object; `done(error, owner_epoch)` follows. What
         the owner before had committed until now is on disk before that, the rest is refused."""
         key = (id[0], id[1])
-        epoch = self._owner(key) + 1
+        epoch = self._owners.current(key) + 1
         record = Record(key[0], key[1], owner_epoch=epoch, claims=True)
 
         def claimed(error: StorageFailed | None, sequence: int) -> None:
             done(error, 0 if error is not None else epoch)
 
         self.commit(record, claimed)
-        self._claimed[key] = epoch
+        self._owners.claim(key, epoch)
 
     def confirm_object(self, id: ObjectId, owner_epoch: int, done: Done) -> None:
         """`confirm` for a dedicated object: fails too if that epoch is not its present one."""
         key = (id[0], id[1])
 
         def confirmed(error: StorageFailed | None, _: int) -> None:
-            if error is None and owner_epoch != self._owner(key):
-                error = _lost(key, owner_epoch)
-            done(error, 0)
+            done(error or self._owners.refusal(key, owner_epoch), 0)
 
         self._commits.add_nothing(confirmed)
-
-    def _owner(self, key: Key) -> int:
-        return self._claimed.get(key) or self._indexes.owner(key)
-
-    def _refuse(self, key: Key, owner_epoch: int, done: Done) -> None:
-        refusal = _lost(key, owner_epoch)
-        self._commits.add_nothing(lambda error, _: done(error or refusal, 0))
 
     def _apply(self, records: list[Record | None], size: int) -> None:
         """Takes over a group that is on disk."""
@@ -313,9 +256,7 @@ class Shard:
             if finished is not None:
                 active.finished.append(finished)
             if record.claims:
-                key = (record.class_name, record.name)
-                if self._claimed.get(key) == record.owner_epoch:
-                    del self._claimed[key]
+                self._owners.claimed(record)
         self._memtable_bytes = self._memtable.size
         self._folding.consider(self._clock)
 
@@ -468,9 +409,9 @@ class Shard:
             return
         self._closed = True
         try:
-            self._on_loop(self._commits.flush)
+            on_loop(self._post, self._commits.flush, inline=not self._threads)
             self._commits.stop()
-            self._on_loop(self._commits.drain)
+            on_loop(self._post, self._commits.drain, inline=not self._threads)
             self._folding.close(self._clock)
         finally:
             error = StorageFailed(
@@ -496,44 +437,6 @@ class Shard:
         self._journal.close()
         self._ownership.release()
 
-    def _on_loop(self, task: Callable[[], None]) -> None:
-        """Runs a task on the loop's thread, if that is another one and still runs."""
-        if self._threads and not _is_loop_thread():
-            ran = threading.Event()
-            claimed = threading.Lock()
-
-            def once() -> None:
-                if claimed.acquire(blocking=False):
-                    task()
-                    ran.set()
-
-            try:
-                self._post(once)
-            except RuntimeError:
-                pass  # the loop is closed
-            else:
-                if ran.wait(_HAND_OVER_S) or not claimed.acquire(blocking=False):
-                    ran.wait()
-                    return
-        task()
-
-
-def _is_loop_thread() -> bool:
-    import asyncio
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
 
 def _now(task: Callable[[], None]) -> None:
     task()
-
-
-def _lost(key: Key, owner_epoch: int) -> StorageFailed:
-    return StorageFailed(
-        f"{key[0]}/{key[1]} was taken over by another process (its owner epoch {owner_epoch} has "
-        "ended): try again, the call then goes to the new one"
-    )

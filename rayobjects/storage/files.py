@@ -113,6 +113,11 @@ class Files(Protocol):
         """Removes a file; it may be gone already, and may come back after a power loss."""
         ...
 
+    def sync_directory(self, name: str) -> None:
+        """Returns when the files that are in a directory would be there after a power loss: for
+        those that others make (DuckDB); `replace` does it by itself."""
+        ...
+
     def hold(self, name: str) -> HeldFile:
         """Opens a file to compare it with what has its name later."""
         ...
@@ -250,6 +255,11 @@ class RealFiles:
                 self._unlink(path)
             except FileNotFoundError:
                 pass
+
+    def sync_directory(self, name: str) -> None:
+        path = self.path(name)
+        with _translated(path, "sync"):
+            self._sync_directory(path)
 
     def hold(self, name: str) -> HeldFile:
         path = self.path(name)

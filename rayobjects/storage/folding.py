@@ -4,7 +4,10 @@ A fold freezes the active generation on the loop, writes it on the fold thread, 
 loop. One is under way at a time. It also lets the journal begin a new segment, so that the present
 one can be removed by the next fold: the journal on disk is about two folds long.
 
-Before it writes, a fold looks at the epoch. A fold that fails ends the shard: the journal has
+Before it writes, a fold looks at the epoch. Before it removes segments, it syncs the directory:
+DuckDB syncs what is in its files and not that they are there, neither the database nor its log,
+which is a new file after each of DuckDB's own checkpoints. A power loss could else take the new
+file and the old segments. A fold that fails ends the shard: the journal has
 everything, and the next owner begins anew.
 """
 
@@ -140,6 +143,7 @@ class Folding:
             self._ownership.check()
             checkpoint = self.checkpoint or self.open_checkpoint()
             checkpoint.fold(fold)
+            self._files.sync_directory(self._directory)
             self._journal.remove_folded(fold.folded)
         except StorageFailed as error:
             return error

@@ -48,6 +48,8 @@ def recover(
     rest: Rest | None = None
     if CHECKPOINT in names:
         rest = folding.open_checkpoint().rest()
+        # Whoever made the checkpoint may have died before it did this (see `folding`).
+        files.sync_directory(directory)
         folding.folded = rest.folded
         # A stale owner may have folded, and removed segments, until the database was ours.
         names = files.list(directory)

@@ -401,3 +401,40 @@ def test_with_threads_under_load_in_order_with_folds_between(tmp_path: Path) -> 
     assert [again.items(f"n{i}") for i in range(10)] == [{"n": 1990 + i} for i in range(10)]
     assert again.shard.epoch == 2
     again.shard.close()
+
+
+def test_a_new_checkpoint_is_in_its_directory_before_a_segment_goes(tmp_path: Path) -> None:
+    """DuckDB syncs its files, not the directory that they are in."""
+    files = FaultyFiles(str(tmp_path), seed=1)
+    driver = Driver(files, segment_bytes_max=100)
+    for number in range(3):
+        driver.put(a=number)
+    begin = len(files.steps)
+    driver.fold()
+    steps = [step for step, _ in files.steps[begin:]]
+    assert "unlink" in steps
+    assert steps.index("sync_directory") < steps.index("unlink")
+    driver.shard.abandon()
+
+    again = Driver(files := files.kill(), segment_bytes_max=100)
+    assert ("sync_directory", ".") in files.steps
+    steps = [step for step, name in files.steps if name == "." or "journal" in name]
+    assert steps.index("sync_directory") < steps.index("unlink")
+    again.shard.abandon()
+
+
+def test_a_directory_that_cannot_be_synced_keeps_the_segments(tmp_path: Path) -> None:
+    files = FaultyFiles(str(tmp_path))
+    driver = Driver(files, segment_bytes_max=100)
+    for number in range(3):
+        driver.put(a=number)
+    segments = sorted(tmp_path.glob("journal-*"))
+    files.fail("sync_directory", errno.EIO)
+    with pytest.raises(StorageFailed, match="cannot sync"):
+        driver.fold()
+    assert sorted(tmp_path.glob("journal-*")) == segments
+    driver.shard.abandon()
+    (tmp_path / "checkpoint.duckdb").unlink()  # as a power loss may leave it
+    again = Driver(files.kill())
+    assert again.items() == {"a": 2}
+    again.shard.close()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Protocol
 
 from rayobjects import messages
@@ -245,7 +246,7 @@ class HostCore:
         """The outbox of the asking gateway, after what its request acknowledges and says."""
         outbox = self.outboxes.get(poll.channel)
         if outbox is not None and poll.incarnation == self.incarnation:
-            self._acknowledged(poll.channel, outbox.acknowledge(poll.pushed))
+            self._acknowledged(poll.channel, outbox, poll.pushed)
         if poll.sockets is not None:
             held = set(map(tuple, poll.sockets))
             for entry in sorted(self.sockets.get(poll.channel, ())):
@@ -265,14 +266,13 @@ class HostCore:
         if outbox is not None:
             outbox.heard_at = channel.heard_at
 
-    def _acknowledged(self, gateway: str, pushes: list[Push]) -> None:
-        """Forgets messages: each record's once, since they are acknowledged in order."""
-        last: tuple[str, str, int] | None = None
-        for push in pushes:
-            record = (push.class_name, push.name, push.sequence)
-            if record != last:
+    def _acknowledged(self, gateway: str, outbox: Outbox, count: int) -> None:
+        """Forgets messages: a record's when the gateway has the last one that it is to have."""
+        acknowledged = outbox.acknowledge(count)
+        for push, following in pairwise([*acknowledged, outbox.first]):
+            assert push is not None
+            if following is None or _record_of(following) != _record_of(push):
                 self.ledger.sent(ObjectId(push.class_name, push.name), push.sequence, gateway)
-                last = record
 
     def _close_silent_gateways(self, now: float) -> None:
         for gateway in sorted(self.sockets.keys() | self.outboxes.keys()):
@@ -289,7 +289,7 @@ class HostCore:
             if not self.sockets.get(gateway):
                 self.sockets.pop(gateway, None)
                 if outbox is not None:
-                    self._acknowledged(gateway, outbox.acknowledge(outbox.count))
+                    self._acknowledged(gateway, outbox, outbox.count)
                     self._counted = max(self._counted, outbox.count)
                     del self.outboxes[gateway]
 
@@ -372,3 +372,7 @@ class _RespondAll:
     def __call__(self, status: int, body: bytes, sequence: int) -> None:
         for respond in self._by_id.pop(self._key, ()):
             respond(status, body, sequence)
+
+
+def _record_of(push: Push) -> tuple[str, str, int]:
+    return push.class_name, push.name, push.sequence

@@ -37,6 +37,11 @@ class Outbox:
         """How many messages there have been so far."""
         return self._acknowledged + len(self._pushes)
 
+    @property
+    def first(self) -> Push | None:
+        """The oldest message that is not acknowledged."""
+        return self._pushes[0] if self._pushes else None
+
     def add(self, push: Push) -> None:
         self._pushes.append(push)
 

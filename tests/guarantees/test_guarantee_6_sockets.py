@@ -11,7 +11,9 @@ from guarantee_objects import run, ticks, until
 import rayobjects as ro
 from rayobjects.errors import InvalidCall, MethodError, Overloaded
 from rayobjects.limits import GATEWAY_SILENT_S
+from rayobjects.messages import SOCKET, Batch, Call, Poll, SocketEvent, encode
 from rayobjects.objects import host_core
+from rayobjects.objects import outbox as outbox_module
 from rayobjects.testing import LocalHost
 
 
@@ -323,5 +325,38 @@ def test_guarantee_6_the_objects_own_sockets_only() -> None:
             await host.settled()
             assert bob.received == [" is here"]
             assert ann.received[1:] == ["1 you: hello", "all of one"]
+
+    run(main)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_guarantee_6_a_record_whose_messages_were_acknowledged_in_part(folded: bool) -> None:
+    async def main() -> None:
+        with mock.patch.object(outbox_module, "BATCH_CALLS_MAX", 4):
+            async with LocalHost([Room]) as host:
+                core = host.core
+                assert core is not None
+                event = encode(SocketEvent("s", "gw", query="name=ann"))
+                call = Call(1, "Room", "lobby", "on_connect", SOCKET, event)
+                await core.deliver(Batch("gw", 1, 0, [call]))
+                await host.get(Room, "lobby").say_many.remote(10)
+                here = [("Room", "lobby", "s")]
+                first = await core.poll(Poll("gw", 1, 0, core.incarnation, here))
+                assert len(first.pushes) == 4
+                second = await core.poll(Poll("gw", 1, first.pushed, core.incarnation))
+                assert [push.index for push in second.pushes] == [3, 4, 5, 6]
+                if folded:
+                    await host.fold()
+                await host.crash()
+                core = host.core
+                assert core is not None
+                await core.deliver(Batch("gw", 2, 0, [], resent=True))
+                again: list[int] = []
+                pushed, incarnation = 0, ""
+                while 9 not in again:
+                    answer = await core.poll(Poll("gw", 2, pushed, incarnation, here))
+                    pushed, incarnation = answer.pushed, answer.incarnation
+                    again += [push.index for push in answer.pushes if push.sequence > 1]
+                assert again == list(range(10))
 
     run(main)

@@ -62,7 +62,8 @@ class LocalChannel:
         lose_answers: so many answers to batches get lost on their way back.
         lose_polls: so many answers to standing requests get lost.
         sockets: (class, name, socket id) of what this gateway holds.
-        sent: all batches that were sent, for tests that look at them.
+        sent: the last batches that were sent, for tests that look at them.
+        closed: its process is gone.
     """
 
     def __init__(self, host: Link, id: str, on_push: Callable[[Push], None] | None = None) -> None:
@@ -91,7 +92,7 @@ class LocalChannel:
         self._incarnation = ""
         self._pushed = 0
         self._sockets_told = False
-        self._closed = False
+        self.closed = False
 
     # -- calls ----------------------------------------------------------------------------------
 
@@ -101,7 +102,7 @@ class LocalChannel:
         Args:
             keep: the host must not forget the reply until `acknowledge` is called.
         """
-        if self._closed:
+        if self.closed:
             replied(Unavailable("the host of this test is closed: call inside `async with`"))
             return 0
         if len(self._waiting) >= CHANNEL_CALLS_MAX:
@@ -245,7 +246,7 @@ class LocalChannel:
 
     def _lost(self, session: int) -> None:
         """The session is over; what has no reply is sent again in the next."""
-        if session == self._session and not self._closed:
+        if session == self._session and not self.closed:
             self._connected = False
             if self._waiting or self.sockets:
                 self._connect()
@@ -255,9 +256,9 @@ class LocalChannel:
             self._connecting = self._host.spawn(self._connect_until_answered())
 
     async def _connect_until_answered(self) -> None:
-        while not self._closed:
+        while not self.closed:
             await self._host.alive()
-            if self._closed:
+            if self.closed:
                 return
             self._begin_session()
             batch = self._next_batch()
@@ -289,7 +290,7 @@ class LocalChannel:
     def close(self) -> None:
         """The process is gone: no one is told anything any more. Calls without a reply fail with
         Unavailable."""
-        self._closed = True
+        self.closed = True
         self._connected = False
         self._session += 1
         self.sockets = set()

@@ -62,7 +62,8 @@ class LocalHost(HostLife):
     # -- time and syncs -----------------------------------------------------------------------
 
     async def move(self, seconds: float) -> None:
-        """Moves the time on, and does what a host does every second.
+        """Moves the time on, and does what a host does every second. Gateways that live, and are
+        not told to be silent, were heard of all the while.
 
         Raises:
             TypeError: the clock is no ManualClock.
@@ -70,7 +71,19 @@ class LocalHost(HostLife):
         if not isinstance(self.clock, ManualClock):
             raise TypeError("this host's time moves by itself: call sweep()")
         self.clock.move(seconds)
+        self._hear()
         await self.sweep()
+
+    def _hear(self) -> None:
+        core = self.core
+        living = [each.channel for each in self._gateways.values() if not each.silent]
+        for channel in (self.client, *living):
+            end = core.channels.get(channel.id) if core is not None else None
+            if core is not None and end is not None and not channel.closed:
+                end.heard_at = self.clock.monotonic()
+                outbox = core.outboxes.get(channel.id)
+                if outbox is not None:
+                    outbox.heard_at = end.heard_at
 
     async def sweep(self) -> None:
         """What a host does every second: idle objects leave, silent gateways are given up, old

@@ -146,12 +146,14 @@ class LocalGateway:
 
     Attributes:
         pushes: everything that has arrived, repetitions too.
+        silent: while time moves, the host hears nothing of it.
     """
 
     def __init__(self, host: HostLife, id: str) -> None:
         self.id = id
         self.channel = LocalChannel(host, id, self._push)
         self.pushes: list[Push] = []
+        self.silent = False
         self._host = host
         self._sockets: dict[ObjectId, dict[str, LocalSocket]] = {}
         self._ids = itertools.count(1)

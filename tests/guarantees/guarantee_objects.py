@@ -80,6 +80,9 @@ class Gates(dict[str, asyncio.Event]):
     async def until_reached(self, name: str) -> None:
         await asyncio.wait_for(self.at.setdefault(name, asyncio.Event()).wait(), 5)
 
+    def __reduce__(self) -> str:
+        return "GATES"  # classes that use it are pickled when they are deployed
+
     def reset(self) -> None:
         self.clear()
         self.at.clear()

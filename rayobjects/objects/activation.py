@@ -361,10 +361,15 @@ class Activation:
         status: int,
         body: bytes,
     ) -> None:
-        commit = _Commit(self, record, context, respond, status, body)
-        self.host.ledger.commit(record, commit.done)
+        # Before the ledger has it: one without threads may be done with it on return.
+        before, self.tail = self.tail, _Commit(self, record, context, respond, status, body)
         self.pending += 1
-        self.tail = commit
+        try:
+            self.host.ledger.commit(record, self.tail.done)
+        except BaseException:
+            self.tail = before
+            self.pending -= 1
+            raise
 
     def after_sync(self, send: Callable[[], None]) -> None:
         """Runs `send` once all that was committed is on disk; drops it if the journal fails."""

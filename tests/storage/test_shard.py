@@ -15,7 +15,7 @@ from rayobjects.errors import InvalidCall, Overloaded, StorageFailed
 from rayobjects.ids import ObjectId
 from rayobjects.limits import FINISHED_WINDOW_S, LOAD_WHOLE_KEYS_MAX
 from rayobjects.messages import Send
-from rayobjects.storage import commits, shard
+from rayobjects.storage import checkpoint, commits, merge, shard
 from rayobjects.storage.records import ATTRIBUTE, ITEM, JSON, PICKLE, Record, SocketChange
 from rayobjects.storage.shard import Shard
 from rayobjects.testing.files import FaultyFiles
@@ -437,4 +437,34 @@ def test_a_directory_that_cannot_be_synced_keeps_the_segments(tmp_path: Path) ->
     (tmp_path / "checkpoint.duckdb").unlink()  # as a power loss may leave it
     again = Driver(files.kill())
     assert again.items() == {"a": 2}
+    again.shard.close()
+
+
+def test_objects_with_the_same_hash_are_kept_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (checkpoint, merge):
+        monkeypatch.setattr(module, "object_hash", lambda id: 7)
+        monkeypatch.setattr(module, "key_hash", lambda id, key: 7)
+    driver = Driver(str(tmp_path))
+    for name in ("a", "b", "c", "d"):
+        driver.put(name, k=1, l=1)
+        driver.shard.claim_object(ObjectId("Room", name), driver.done)
+    driver.fold()
+    driver.put("a", k=2)
+    driver.put("b", l=None)
+    driver.shard.commit(Record("Room", "c", delete=True), driver.done)
+    driver.shard.commit(Record("Room", "d", clear=True), driver.done)
+    driver.shard.claim_object(ObjectId("Room", "b"), driver.done)
+    driver.hands.run()
+    driver.fold()
+    driver.shard.abandon()
+    again = Driver(str(tmp_path))
+    found = {name: again.items(name) for name in "abcd"}
+    assert found == {"a": {"k": 2, "l": 1}, "b": {"k": 1}, "c": {}, "d": {}}
+    assert now(again.shard.list_objects("Room")) == ["a", "b", "d"]
+    owners = [now(again.shard.load(ObjectId("Room", name))).owner_epoch for name in "abcd"]
+    assert owners == [1, 2, 1, 1]
+    assert again.shard.read(ObjectId("Room", "b"), "/k") == (JSON, b"1")
+    assert again.shard.count(ObjectId("Room", "a")) == 2
     again.shard.close()

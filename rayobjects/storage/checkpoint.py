@@ -69,6 +69,8 @@ CREATE TABLE owners (object_hash UBIGINT, class VARCHAR, name VARCHAR, epoch UBI
 CREATE TABLE meta (key VARCHAR, value VARCHAR);
 """
 
+_SIZE = "coalesce(strlen(json), octet_length(blob))"
+
 _decode_socket = msgspec.msgpack.Decoder(SocketChange).decode
 _decode_finished = msgspec.msgpack.Decoder(Finished).decode
 _decode_sends = msgspec.msgpack.Decoder(list[Send]).decode
@@ -215,54 +217,71 @@ class Checkpoint:
 
     # -- reading -------------------------------------------------------------------------------
 
-    def sizes(self, ids: Sequence[ObjectId]) -> dict[Key, tuple[int, int]]:
-        """(number of items, bytes of all values) of those objects that have rows."""
+    def sizes(self, ids: Sequence[ObjectId], keys_max: int) -> dict[Key, tuple[int, int]]:
+        """(number of items, their bytes) of those of the objects that exist; an object with more
+        than `keys_max` items may be reported with some of them only, but more than `keys_max`."""
+        if len(ids) == 1:
+            return self._size(ids[0], keys_max)
+        hashes = [object_hash(id) for id in ids]
+        with self._translated():
+            query = self._cursor().execute
+            existing = query(
+                "SELECT class, name FROM objects WHERE object_hash IN "
+                "(SELECT unnest(?::UBIGINT[]))",
+                [hashes],
+            ).fetchall()
+            rows = query(
+                f"SELECT class, name, count(*), sum({_SIZE}) FROM state WHERE object_hash IN "
+                "(SELECT unnest(?::UBIGINT[])) AND starts_with(key, ?) GROUP BY class, name",
+                [hashes, ITEM],
+            ).fetchall()
+        result = dict.fromkeys(existing, (0, 0))
+        result |= {row[:2]: row[2:] for row in rows if row[:2] in result}
+        return result
+
+    def _size(self, id: ObjectId, keys_max: int) -> dict[Key, tuple[int, int]]:
+        """The same for one object, in one query that is planned in a third of the time."""
         with self._translated():
             rows = (
                 self._cursor()
                 .execute(
-                    "SELECT class, name, count(*) FILTER (starts_with(key, ?)), "
-                    "sum(coalesce(strlen(json), octet_length(blob))) FROM state "
-                    "WHERE object_hash IN (SELECT unnest(?::UBIGINT[])) GROUP BY class, name",
-                    [ITEM, [object_hash(id) for id in ids]],
+                    "SELECT class, name, NULL FROM objects WHERE object_hash = $1 UNION ALL "
+                    f"(SELECT class, name, {_SIZE} FROM state WHERE object_hash = $1 AND "
+                    f"starts_with(key, '{ITEM}') LIMIT {int(keys_max) + 1})",
+                    [object_hash(id)],
                 )
                 .fetchall()
             )
-        return {(kind, name): (items, size) for kind, name, items, size in rows}
+        # Namesakes have the same hash. If they have filled the page, it may be theirs alone.
+        sizes = [size for _, _, size in rows if size is not None]
+        if len(sizes) <= keys_max:
+            sizes = [size for kind, name, size in rows if size is not None and (kind, name) == id]
+        exists = any(size is None and (kind, name) == id for kind, name, size in rows)
+        return {(id[0], id[1]): (len(sizes), sum(sizes))} if exists else {}
 
     def entries(
         self, ids: Sequence[ObjectId], *, attributes_only: bool
     ) -> dict[Key, dict[str, tuple[int, bytes]]]:
         """The entries of the objects: key → (encoding, data)."""
         result: dict[Key, dict[str, tuple[int, bytes]]] = {}
+        hashes: Any = [object_hash(id) for id in ids]
+        found = "IN (SELECT unnest(?::UBIGINT[]))"
+        if len(ids) == 1:
+            found, hashes = "= ?", hashes[0]  # half the time
         condition = f"AND NOT starts_with(key, '{ITEM}')" if attributes_only else ""
         with self._translated():
             rows = (
                 self._cursor()
                 .execute(
                     "SELECT class, name, key, json, blob FROM state "
-                    f"WHERE object_hash IN (SELECT unnest(?::UBIGINT[])) {condition}",
-                    [[object_hash(id) for id in ids]],
+                    f"WHERE object_hash {found} {condition}",
+                    [hashes],
                 )
                 .fetchall()
             )
         for kind, name, key, json, blob in rows:
             result.setdefault((kind, name), {})[key] = _entry(json, blob)
         return result
-
-    def existing(self, ids: Sequence[ObjectId]) -> set[Key]:
-        """Those of the objects that exist."""
-        with self._translated():
-            rows = (
-                self._cursor()
-                .execute(
-                    "SELECT class, name FROM objects "
-                    "WHERE object_hash IN (SELECT unnest(?::UBIGINT[]))",
-                    [[object_hash(id) for id in ids]],
-                )
-                .fetchall()
-            )
-        return set(rows)
 
     def read(self, id: ObjectId, key: str) -> tuple[int, bytes] | None:
         """One entry."""

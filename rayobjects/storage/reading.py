@@ -81,7 +81,7 @@ class Reading:
         if self._folding.checkpoint is None:
             self._end({}, None, oldest)
             return
-        keys = [key for key, _ in batch]
+        keys = list(dict.fromkeys(key for key, _ in batch))
 
         def task() -> None:
             stored: dict[Key, Stored] = {}
@@ -112,15 +112,13 @@ class Reading:
         checkpoint = self._folding.checkpoint
         if checkpoint is None:
             return {}
-        existing = checkpoint.existing([ObjectId(*key) for key in keys])
-        result = {key: Stored(exists=True) for key in keys if key in existing}
-        if not result:
-            return {}
-        for key, (items, size) in checkpoint.sizes([ObjectId(*key) for key in result]).items():
-            stored = result.get(key)
-            if stored is not None:  # else a namesake: another id with the same hash
-                stored.keys = items
-                stored.whole = items <= LOAD_WHOLE_KEYS_MAX and size <= LOAD_WHOLE_BYTES_MAX
+        result: dict[Key, Stored] = {}
+        sizes = checkpoint.sizes([ObjectId(*key) for key in keys], LOAD_WHOLE_KEYS_MAX)
+        for key in keys:  # not in `sizes`: other objects with the same hashes may be there too
+            if key in sizes:
+                items, size = sizes[key]
+                whole = items <= LOAD_WHOLE_KEYS_MAX and size <= LOAD_WHOLE_BYTES_MAX
+                result[key] = Stored(exists=True, whole=whole, keys=items)
         for whole in (True, False):
             ids = [ObjectId(*key) for key, stored in result.items() if stored.whole is whole]
             if ids:
@@ -133,7 +131,8 @@ class Reading:
     def _loaded(self, key: Key, stored: Stored | None, oldest: Generation) -> Loaded:
         delta = self._memtable.overlay(key, oldest)
         base = stored if stored is not None else Stored()
-        entries, whole, keys = base.entries, base.whole, base.keys
+        # A copy: two loads of one tick may be for the same object.
+        entries, whole, keys = dict(base.entries), base.whole, base.keys
         if delta.hides_items:
             whole, keys = True, 0
             entries = (

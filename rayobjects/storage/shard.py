@@ -219,6 +219,11 @@ class Shard:
             )
         self._commits.add(record, done)
 
+    @property
+    def busy(self) -> bool:
+        """Whether commits are on their way to the disk."""
+        return self._commits.waiting_bytes > 0
+
     def confirm(self, done: Done) -> None:
         """Shows that the epoch still holds; `done(error, 0)` follows, after the callbacks of the
         commits before it."""

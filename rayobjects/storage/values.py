@@ -88,7 +88,7 @@ class _NotPlain(Exception):
     pass
 
 
-_SCALARS = (int, str, float, bool, bytes, type(None))
+_SCALARS = frozenset((int, str, float, bool, bytes, type(None)))
 
 
 _class_names: WeakKeyDictionary[type, str] = WeakKeyDictionary()
@@ -157,6 +157,25 @@ def dump(value: Any, pickler: Callable[..., Any] = cloudpickle.Pickler) -> bytes
             "locks, connections and files in plain attributes that on_start makes"
         ) from error
 
+
+def dump_arguments(args: tuple[Any, ...], keywords: dict[str, Any]) -> bytes:
+    """Pickles a call's arguments as `(args, keywords)`; scalars, the most of all, at once.
+
+    Raises:
+        InvalidCall: one cannot be pickled; the message says what is in the way.
+    """
+    if not keywords:
+        if not args:
+            return _NO_ARGUMENTS
+        for each in args:
+            if type(each) not in _SCALARS:
+                break
+        else:
+            return pickle.dumps((args, keywords), protocol=5)
+    return dump((args, keywords))
+
+
+_NO_ARGUMENTS = pickle.dumps(((), {}), protocol=5)
 
 load = pickle.loads
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from rayobjects import messages
@@ -195,7 +196,7 @@ class Activation:
             body = to_wire(error, with_cause=call.encoding == PICKLE)
             self._reply_unwritten(ERROR, body, respond)
             return True
-        context = CallContext(call.id, (*call.chain, str(self.id)), self.after_sync)
+        context = CallContext(call.id, call.chain, self)
         self.state.begin()
         if invocation.is_async or self.host.on_lane or not self.state.whole:
             self._task = asyncio.ensure_future(self._run_slowly(call, invocation, context, respond))
@@ -203,7 +204,7 @@ class Activation:
         token = current_call.set(context)
         try:
             result = invocation.function(*invocation.arguments, **invocation.keywords)
-            if asyncio.iscoroutine(result):  # a decorator hid that it is async
+            if type(result) is CoroutineType:  # a decorator hid that it is async
                 self._task = asyncio.ensure_future(
                     self._run_slowly(
                         call, Invocation(_itself, (result,), {}, True), context, respond
@@ -434,7 +435,7 @@ class Activation:
         function = self.object_class.hook(name)
         if function is None:
             return
-        context = CallContext("", (str(self.id),), self.after_sync)
+        context = CallContext("", (), self)
         current_call.set(context)
         self.state.begin()
         try:

@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
+
+from rayobjects.ids import ObjectId
+
+
+class Syncing(Protocol):
+    """What a context needs of its activation."""
+
+    id: ObjectId
+
+    def after_sync(self, send: Callable[[], None]) -> None: ...
 
 
 class CallContext:
@@ -17,23 +27,22 @@ class CallContext:
 
     Attributes:
         call_id: the id of the running call; "" where the call has none (on_start, on_stop).
-        chain: the objects that wait, outermost first, with the running one last.
     """
 
-    __slots__ = ("_after_sync", "_children", "_ended", "_position", "call_id", "chain")
+    __slots__ = ("_activation", "_children", "_ended", "_outer", "_position", "call_id")
 
-    def __init__(
-        self,
-        call_id: str,
-        chain: tuple[str, ...],
-        after_sync: Callable[[Callable[[], None]], None],
-    ) -> None:
+    def __init__(self, call_id: str, outer: tuple[str, ...], activation: Syncing) -> None:
         self.call_id = call_id
-        self.chain = chain
-        self._children: list[Callable[[], None]] = []
+        self._outer = outer
+        self._activation = activation
+        self._children: list[Callable[[], None]] | None = None
         self._ended = False
-        self._after_sync = after_sync
         self._position = 0
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The objects that wait, outermost first, with the running one last."""
+        return (*self._outer, str(self._activation.id))
 
     def child_id(self) -> str:
         """The id of the next call that this call makes: it follows from its own id and position,
@@ -48,21 +57,24 @@ class CallContext:
 
     def after_sync(self, send: Callable[[], None]) -> None:
         """Runs `send` once everything that the object has committed is on disk (guarantee 4)."""
-        self._after_sync(send)
+        self._activation.after_sync(send)
 
     def add_child(self, acknowledge: Callable[[], None]) -> None:
         """A child has replied; `acknowledge` lets its host forget that, once this call ended."""
         if self._ended:
             acknowledge()
+        elif self._children is None:
+            self._children = [acknowledge]
         else:
             self._children.append(acknowledge)
 
     def ended(self) -> None:
         """The call has ended for good: the replies of its children are needed no more."""
         self._ended = True
-        children, self._children = self._children, []
-        for acknowledge in children:
-            acknowledge()
+        if self._children is not None:
+            for acknowledge in self._children:
+                acknowledge()
+            self._children = None
 
 
 current_call: ContextVar[CallContext | None] = ContextVar("current_call", default=None)

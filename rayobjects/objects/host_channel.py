@@ -27,6 +27,10 @@ LATE_AFTER_S = 0.002
 """How long the answer to a batch waits for calls that are not done: a few syncs. Then the answer
 goes without them, so that a slow call holds back nobody."""
 
+LATE_EXTENSIONS_MAX = 5
+"""How often it waits so long again while the disk is at work: where a sync takes milliseconds, most
+calls wait for it and not for a slow method, and late replies cost a Ray call of their own."""
+
 _RUNNING = Reply(-1, 0, b"")
 _LATE = Reply(-2, 0, b"")
 
@@ -137,9 +141,20 @@ class HostChannel:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
         self._deliveries.append(waiter)
-        timer = loop.call_later(LATE_AFTER_S, self._declare_late)
-        await waiter
-        timer.cancel()
+        for _ in range(LATE_EXTENSIONS_MAX):
+            timer = loop.call_later(LATE_AFTER_S, _resolve, waiter)
+            await waiter
+            timer.cancel()
+            if not self._running or not self._core.ledger.busy:
+                break
+            if waiter in self._deliveries:
+                self._deliveries.remove(waiter)
+            waiter = loop.create_future()
+            self._deliveries.append(waiter)
+        if waiter in self._deliveries:
+            self._deliveries.remove(waiter)
+        if self._running:
+            self._declare_late()
 
     def _declare_late(self) -> None:
         for number, reply in self._unacknowledged.items():
@@ -193,6 +208,11 @@ class HostChannel:
         """The core is dropped: every open request says `stale`, and the other end begins anew."""
         self._gone = True
         self._begin(self.session)
+
+
+def _resolve(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class _Reply:

@@ -32,6 +32,11 @@ class Ledger(Protocol):
     failed: StorageFailed | None
     """Set for good once a commit failed or the epoch was lost."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether commits are on their way to the disk."""
+        ...
+
     async def load(self, id: ObjectId) -> Loaded:
         """Loads an object. Loads that are asked for together are one query."""
         ...

@@ -9,16 +9,15 @@ import msgspec
 import ray
 
 from rayobjects.errors import InvalidCall
-from rayobjects.ids import ObjectId, check_object_name
-from rayobjects.messages import JSON, SYSTEM, Call
-from rayobjects.runtime import placement, process
+from rayobjects.ids import check_object_name
+from rayobjects.messages import JSON, SYSTEM
+from rayobjects.runtime import placement
 from rayobjects.runtime.configuration import (
     delete_configuration,
     read_catalog,
     read_configuration,
 )
-from rayobjects.runtime.response import Response
-from rayobjects.runtime.stubs import Namespace
+from rayobjects.runtime.stubs import Namespace, send
 
 ASK_WITHIN_S = 10.0
 STOP_WITHIN_S = 60.0
@@ -130,11 +129,7 @@ def list_objects(class_name: str, prefix: str = "", after: str = "", limit: int 
 
 
 def _ask(class_name: str, name: str, method: str, encoding: int, args: bytes) -> Any:
-    id = ObjectId(class_name, check_object_name(name))
-    router = process.router()
-    response: Response[Any] = Response(router, f"{id}.{method}", encoding)
-    router.submit(Call(0, *id, method, encoding, args), response._replied, None)
-    return response.result()
+    return send(class_name, check_object_name(name), method, encoding, args).result()
 
 
 def stop_hosts() -> None:

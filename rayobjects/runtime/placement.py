@@ -8,6 +8,7 @@ the names unique; the epoch in the storage makes it true when Ray is wrong.
 from __future__ import annotations
 
 import asyncio
+from functools import cache
 from typing import Any
 
 import ray
@@ -28,6 +29,7 @@ CALLS_AT_ONCE_MAX = 10_000
 request). Ray's own default is 1,000, and the call after that waits without a word."""
 
 
+@cache
 def shard_host(shard: int) -> str:
     """The host of a shard of the default pool."""
     return f"{DEFAULT_POOL}/{shard:04d}"

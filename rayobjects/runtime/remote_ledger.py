@@ -93,6 +93,11 @@ class RemoteLedger:
         self._forget: list[str] = []
         self._sent: list[tuple[int, str]] = []
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way."""
+        return self._under_way
+
     async def open(self) -> None:
         """Claims the object, waiting for its shard's host as long as a channel would.
 

@@ -30,14 +30,18 @@ class Response(Generic[T]):
     the call.
     """
 
-    __slots__ = ("_encoding", "_outcome", "_router", "_target", "_waiters")
+    __slots__ = ("_called", "_encoding", "_outcome", "_router", "_waiters")
 
-    def __init__(self, router: Router, target: str, encoding: int) -> None:
+    def __init__(self, router: Router, called: tuple[str, str, str], encoding: int) -> None:
         self._router = router
-        self._target = target
+        self._called = called
         self._encoding = encoding
         self._outcome: Reply | RayObjectsError | None = None
         self._waiters: list[Any] = []
+
+    @property
+    def _target(self) -> str:
+        return "{}/{}.{}".format(*self._called)
 
     def done(self) -> bool:
         """Whether the result is there."""

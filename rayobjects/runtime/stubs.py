@@ -91,7 +91,7 @@ class Stub:
 
     def delete(self) -> Response[bool]:
         """Deletes the object with all that it has; the result says whether it existed."""
-        return send(self.id, "delete", SYSTEM, b"", f"{self.id}.delete")
+        return send(self._class_name, self._name, "delete", SYSTEM, b"")
 
     def __repr__(self) -> str:
         return f"<stub of {self._class_name}/{self._name}>"
@@ -124,14 +124,14 @@ class RemoteMethod:
         Raises:
             InvalidCall: an argument cannot be pickled, or all of them have over 64 MiB.
         """
-        target = f"{self._class_name}/{self._name}.{self._method}"
-        body = values.dump((args, kwargs))
+        body = values.dump_arguments(args, kwargs)
         if len(body) > CALL_BYTES_MAX:
             raise InvalidCall(
-                f"the arguments of {target} have {len(body):,} bytes; at most {CALL_BYTES_MAX:,} "
-                "are allowed: put large data into an object store and pass its address"
+                f"the arguments of {self._class_name}.{self._method} have {len(body):,} bytes; at "
+                f"most {CALL_BYTES_MAX:,} are allowed: put large data into an object store and "
+                "pass its address"
             )
-        return send(ObjectId(self._class_name, self._name), self._method, PICKLE, body, target)
+        return send(self._class_name, self._name, self._method, PICKLE, body)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise InvalidCall(
@@ -140,11 +140,11 @@ class RemoteMethod:
         )
 
 
-def send(id: ObjectId, method: str, encoding: int, args: bytes, target: str) -> Response[Any]:
+def send(class_name: str, name: str, method: str, encoding: int, args: bytes) -> Response[Any]:
     """Sends a call, on behalf of the running call if there is one."""
     router = process.router()
-    response: Response[Any] = Response(router, target, encoding)
-    call = Call(0, id.class_name, id.name, method, encoding, args)
+    response: Response[Any] = Response(router, (class_name, name, method), encoding)
+    call = Call(0, class_name, name, method, encoding, args)
     context = current_call.get()
     if context is not None:
         call.id = context.child_id()

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +106,15 @@ class Served:
         self.stop()
 
 
-def wait_until(condition: Any, what: str, timeout_s: float = 30.0) -> None:
+def wait_until(
+    condition: Callable[[], bool], what: str | Callable[[], str], timeout_s: float = 30.0
+) -> None:
     """Waits until the condition holds."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"still not so after {timeout_s} s: {what}"
+        if time.monotonic() > deadline:
+            text = what if isinstance(what, str) else what()
+            raise AssertionError(f"still not so after {timeout_s} s: {text}")
         time.sleep(0.02)
 
 

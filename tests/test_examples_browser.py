@@ -83,15 +83,18 @@ def test_two_browsers_and_a_killed_host(served: Served, chromium: str, tmp_path:
         return [(each["number"], each["text"]) for each in served.post("Room/lobby/history")]
 
     def both_show_all(count: int) -> None:
-        for page in pages:
-            page.wait_for_function(
-                "n => document.querySelectorAll('#messages li').length >= n",
-                arg=count,
-                timeout=60_000,
-            )
-            page.wait_for_function("!document.querySelector('#pending li')", timeout=60_000)
+        wait_until(lambda: all(len(shown(page)) >= count for page in pages), describe, 60)
+        wait_until(
+            lambda: all(page.locator("#pending li").count() == 0 for page in pages), describe
+        )
         assert len(history()) == count
         assert shown(pages[0]) == shown(pages[1]) == history()
+
+    def describe() -> str:
+        """What the pages show, for a test that fails."""
+        texts = [f"{page.inner_text('header')}: {shown(page)}" for page in pages]
+        waiting = [page.locator("#pending li").all_inner_texts() for page in pages]
+        return f"pages {texts}, pending {waiting}, history {history()}, sockets {sockets}"
 
     sockets: list[str] = []
     with sync_playwright() as playwright:

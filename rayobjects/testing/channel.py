@@ -28,6 +28,8 @@ class Link(Protocol):
     """What a channel needs of a host. `deliver` and `poll` raise ConnectionError if the host is
     dead or dies under way."""
 
+    loop: asyncio.AbstractEventLoop
+
     async def deliver(self, body: bytes) -> bytes: ...
     async def poll(self, body: bytes) -> bytes: ...
 
@@ -74,7 +76,7 @@ class LocalChannel:
         self.sent: deque[Batch] = deque(maxlen=1_000)
         self._host = host
         self._on_push = on_push
-        self._loop = asyncio.get_running_loop()
+        self._loop = host.loop
         self._connected = False
         self._connecting: asyncio.Task[None] | None = None
         self._session = 0

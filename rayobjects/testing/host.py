@@ -194,7 +194,7 @@ class LocalHost(HostLife):
     ) -> HttpResponse:
         """Sends a raw request to `on_request`."""
         request = HttpRequest(method, path, query, list(headers), body)
-        future: asyncio.Future[Reply | RayObjectsError] = self._loop.create_future()
+        future: asyncio.Future[Reply | RayObjectsError] = self.loop.create_future()
         call = messages.Call(0, *_id(stub), "on_request", messages.REQUEST, encode(request))
         self.client.send(call, future.set_result)
         outcome = await future

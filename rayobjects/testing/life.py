@@ -82,7 +82,7 @@ class HostLife:
     # -- life -------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._alive = asyncio.Event()
         self._died = asyncio.Event()
         self.client = LocalChannel(self, "")
@@ -136,7 +136,7 @@ class HostLife:
             if self._held is not None:
                 self._held.append(lambda: self._run(life, task))
             else:
-                self._loop.call_soon(self._run, life, task)
+                self.loop.call_soon(self._run, life, task)
 
         try:
             shard = Shard.open(
@@ -300,7 +300,7 @@ class HostLife:
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs a coroutine in the background; what it raises is raised by the end of the host."""
-        task = self._loop.create_task(coroutine, context=self._context.copy())
+        task = self.loop.create_task(coroutine, context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task

@@ -78,7 +78,7 @@ class Gates(dict[str, asyncio.Event]):
         self.at.setdefault(name, asyncio.Event()).set()
 
     async def until_reached(self, name: str) -> None:
-        await asyncio.wait_for(self.at.setdefault(name, asyncio.Event()).wait(), 5)
+        await asyncio.wait_for(self.at.setdefault(name, asyncio.Event()).wait(), 30)
 
     def __reduce__(self) -> str:
         return "GATES"  # classes that use it are pickled when they are deployed
@@ -96,7 +96,7 @@ def run(main: Callable[[], Awaitable[T]]) -> T:
     GATES.reset()
 
     async def timed() -> T:
-        return await asyncio.wait_for(main(), 10)
+        return await asyncio.wait_for(main(), 60)
 
     return asyncio.run(timed())
 

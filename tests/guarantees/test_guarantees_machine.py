@@ -1,0 +1,450 @@
+"""All guarantees at once: random calls, sockets and disasters against a model.
+
+Whatever happens, in the end every call has been answered, and
+
+    each acknowledged call is there exactly once, in the order in which it was sent     (2, 5)
+    what raised left nothing                                                            (3)
+    what was acknowledged before the power failed is there after it                     (4)
+    each socket got every committed message exactly once and in order                   (6)
+
+A call that was answered with StorageFailed is there once or not at all.
+
+`RAYOBJECTS_EXAMPLES=5000 pytest tests/guarantees/test_guarantees_machine.py` runs for longer, and
+at random; without it the same few examples run each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import tempfile
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+import rayobjects as ro
+from rayobjects.errors import MethodError, StorageFailed
+from rayobjects.messages import OK
+from rayobjects.testing import FaultyFiles, LocalHost, LocalSocket, LocalStub
+
+T = TypeVar("T")
+
+NAMES = ("a", "b", "c")
+MOVED_S_MAX = 500.0
+"""All of a run's time: less than the window in which a key counts as the same call."""
+
+
+class Book(ro.DurableObject):
+    """Writes down each call that takes effect."""
+
+    log: list[str] = ro.durable(factory=list)
+    gifts: list[str] = ro.durable(factory=list)
+    keyed: list[str] = ro.durable(factory=list)
+    said: list[str] = ro.durable(factory=list)
+
+    def on_connect(self, ws: ro.WebSocket) -> None:
+        ws.attachment = []
+
+    def on_message(self, ws: ro.WebSocket, data: str) -> None:
+        self.said.append(data)
+        ws.attachment.append(data)
+        if data.endswith("!"):
+            raise ValueError(data)
+
+    def on_close(self, ws: ro.WebSocket, code: int, reason: str) -> None:
+        self.said.append(f"{ws.id} closed")
+
+    def add(self, token: str) -> int:
+        self.log.append(token)
+        self.storage[token] = len(self.log)
+        self.sockets.broadcast(token)
+        return len(self.log)
+
+    async def add_slowly(self, token: str) -> int:
+        place = self.add(token)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return place
+
+    def fail(self, token: str) -> None:
+        self.add(token)
+        raise ValueError(token)
+
+    def give(self, token: str) -> None:
+        self.gifts.append(token)
+
+    async def pass_on(self, token: str, other: LocalStub) -> int:
+        place = self.add(token)
+        await other.give.remote(token)
+        return place
+
+    def once(self, key: str) -> None:
+        self.keyed.append(key)
+
+    def read(self) -> dict[str, Any]:
+        return {
+            "log": self.log,
+            "gifts": self.gifts,
+            "keyed": self.keyed,
+            "said": self.said,
+            "storage": dict(self.storage),
+            "attachments": {socket.id: socket.attachment for socket in self.sockets},
+        }
+
+
+@dataclass
+class Object:
+    """What the model knows of one object. Values: True if acknowledged, None if not known."""
+
+    log: dict[str, bool | None] = field(default_factory=dict)
+    gifts: dict[str, bool | None] = field(default_factory=dict)
+    keyed: dict[str, bool | None] = field(default_factory=dict)
+    used_keys: set[str] = field(default_factory=set)
+    sockets: list[Client] = field(default_factory=list)
+
+
+@dataclass
+class Client:
+    """A socket, with how long the log was when it was opened, and what it said."""
+
+    socket: LocalSocket
+    since: int
+    said: dict[str, bool | None] = field(default_factory=dict)
+
+
+class Disasters(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.directory = tempfile.TemporaryDirectory()
+        self.objects = {name: Object() for name in NAMES}
+        self.pending: list[asyncio.Task[None]] = []
+        self.tokens = 0
+        self.moved_s = 0.0
+        self.folds = 0
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(asyncio.wait_for(coroutine, 5))
+
+    @initialize(seed=st.integers(0, 2**32))
+    def start(self, seed: int) -> None:
+        async def enter() -> LocalHost:
+            files = FaultyFiles(self.directory.name, seed=seed)
+            host = LocalHost([Book], files=files)
+            await host.__aenter__()
+            return host
+
+        self.host = self.run(enter())
+
+    def stub(self, name: str) -> LocalStub:
+        return self.host.get(Book, name)
+
+    def token(self) -> str:
+        self.tokens += 1
+        return f"t{self.tokens}"
+
+    def begin(self, call: Coroutine[Any, Any, None]) -> None:
+        """Begins a call, and lets it get as far as its channel."""
+        self.pending.append(self.loop.create_task(call))
+        self.run(asyncio.sleep(0))
+
+    # -- calls ------------------------------------------------------------------------------
+
+    @rule(name=st.sampled_from(NAMES), slowly=st.booleans(), count=st.integers(1, 4))
+    def add(self, name: str, slowly: bool, count: int) -> None:
+        async def call(token: str) -> None:
+            method = self.stub(name).add_slowly if slowly else self.stub(name).add
+            self.objects[name].log[token] = None
+            try:
+                await method.remote(token)
+                self.objects[name].log[token] = True
+            except StorageFailed:
+                pass
+
+        for _ in range(count):
+            self.begin(call(self.token()))
+
+    @rule(name=st.sampled_from(NAMES))
+    def fail(self, name: str) -> None:
+        async def call(token: str) -> None:
+            try:
+                await self.stub(name).fail.remote(token)
+                raise AssertionError("it should have failed")
+            except (MethodError, StorageFailed):
+                pass
+
+        self.begin(call(self.token()))
+
+    @rule(pair=st.permutations(NAMES))
+    def pass_on(self, pair: list[str]) -> None:
+        name, other = pair[:2]
+
+        async def call(token: str) -> None:
+            self.objects[name].log[token] = None
+            self.objects[other].gifts[token] = None
+            try:
+                await self.stub(name).pass_on.remote(token, self.stub(other))
+                self.objects[name].log[token] = True
+                self.objects[other].gifts[token] = True
+            except StorageFailed:
+                pass
+
+        self.begin(call(self.token()))
+
+    @rule(name=st.sampled_from(NAMES), key=st.sampled_from(["k", "l"]))
+    def once(self, name: str, key: str) -> None:
+        async def call() -> None:
+            model = self.objects[name]
+            if key not in model.used_keys:
+                model.keyed.setdefault(key, None)
+            try:
+                await self.host.post(self.stub(name), "once", {"key": key}, idempotency_key=key)
+                if key in model.keyed:
+                    model.keyed[key] = True
+            except StorageFailed:
+                pass
+
+        self.begin(call())
+
+    @rule(name=st.sampled_from(NAMES))
+    def read(self, name: str) -> None:
+        async def call() -> None:
+            try:
+                seen = await self.stub(name).read.remote()
+            except StorageFailed:
+                return
+            known = self.objects[name].log
+            assert [token for token in known if token in seen["log"]] == seen["log"]
+
+        self.begin(call())
+
+    @rule(name=st.sampled_from(NAMES))
+    def delete(self, name: str) -> None:
+        self.settle()
+
+        async def call() -> None:
+            while True:
+                try:
+                    await self.stub(name).delete()
+                    return
+                except StorageFailed:  # it may have happened
+                    pass
+
+        self.begin(call())
+        self.wait()
+        model = self.objects[name]
+        used = model.used_keys | model.keyed.keys()
+        self.objects[name] = Object(used_keys=used)
+        self.settle()
+        for client in model.sockets:
+            assert client.socket.closed is not None
+
+    # -- sockets ----------------------------------------------------------------------------
+
+    @precondition(lambda self: sum(len(each.sockets) for each in self.objects.values()) < 4)
+    @rule(name=st.sampled_from(NAMES))
+    def connect(self, name: str) -> None:
+        self.settle()
+        opened: list[LocalSocket] = []
+
+        async def call() -> None:
+            try:
+                opened.append(await self.host.connect(self.stub(name)))
+            except StorageFailed:
+                pass  # the gateway tells the object, as it does when a client has gone
+
+        self.begin(call())
+        self.wait()
+        model = self.objects[name]
+        model.sockets += [Client(socket, len(model.log)) for socket in opened]
+        self.settle()
+
+    @precondition(lambda self: any(each.sockets for each in self.objects.values()))
+    @rule(pick=st.integers(0, 9), bad=st.booleans())
+    def say(self, pick: int, bad: bool) -> None:
+        clients = [client for each in self.objects.values() for client in each.sockets]
+        client = clients[pick % len(clients)]
+        token = self.token() + ("!" if bad else "")
+
+        async def call() -> None:
+            if not bad:
+                client.said[token] = None
+            reply = await client.socket.post(token)
+            if reply.status == OK:
+                assert not bad
+                client.said[token] = True
+
+        self.begin(call())
+
+    @precondition(lambda self: any(each.sockets for each in self.objects.values()))
+    @rule(pick=st.integers(0, 9))
+    def close(self, pick: int) -> None:
+        self.settle()
+        pairs = [(each, client) for each in self.objects.values() for client in each.sockets]
+        model, client = pairs[pick % len(pairs)]
+        self.begin(client.socket.close())
+        self.wait()
+        model.sockets.remove(client)
+        self.settle()
+
+    # -- disasters --------------------------------------------------------------------------
+
+    @rule(operations=st.integers(0, 12))
+    def stop_dead_soon(self, operations: int) -> None:
+        files = self.host.files
+        files.crash_at = files.operations + operations
+
+    @rule(again=st.one_of(st.none(), st.integers(0, 25)))
+    def power_fails(self, again: int | None) -> None:
+        self.run(self.host.crash(crash_at=again))
+
+    @rule()
+    def process_dies(self) -> None:
+        self.run(self.host.kill())
+
+    @rule(step=st.sampled_from(["sync", "write"]), error=st.sampled_from([errno.EIO, errno.ENOSPC]))
+    def disk_fails(self, step: str, error: int) -> None:
+        self.host.files.fail(step, error, name="journal")
+
+    @rule(answers=st.integers(0, 2), polls=st.integers(0, 2))
+    def answers_are_lost(self, answers: int, polls: int) -> None:
+        self.host.client.lose_answers = answers
+        self.host.gateway().channel.lose_polls = polls
+        self.host.gateway().channel.lose_answers = answers
+
+    # -- what passes ------------------------------------------------------------------------
+
+    @rule(count=st.integers(1, 12))
+    def ticks(self, count: int) -> None:
+        async def some() -> None:
+            for _ in range(count):
+                await asyncio.sleep(0)
+
+        self.run(some())
+
+    @rule(seconds=st.sampled_from([1.0, 61.0]))
+    def time_passes(self, seconds: float) -> None:
+        if self.moved_s + seconds < MOVED_S_MAX:
+            self.moved_s += seconds
+            self.run(self.host.move(seconds))
+
+    @precondition(lambda self: not self.host.dead)
+    @rule(name=st.sampled_from(NAMES))
+    def evict(self, name: str) -> None:
+        core = self.host.core
+        activation = core.activations.get(("Book", name)) if core is not None else None
+        if activation is not None:
+            activation.retire()
+
+    @precondition(lambda self: not self.host.dead and self.folds < 1 and self.tokens > 9)
+    @rule()
+    def fold(self) -> None:
+        self.folds += 1
+
+        async def fold() -> None:
+            try:
+                await self.host.fold()
+            except StorageFailed:
+                pass
+
+        self.run(fold())
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def wait(self) -> None:
+        """Until every call is answered, starting the host whenever it is dead."""
+
+        async def all_answered() -> None:
+            everything = asyncio.ensure_future(asyncio.gather(*self.pending))
+            while not everything.done():
+                if self.host.dead:
+                    await self.host.crash()
+                death = asyncio.ensure_future(self.host.death())
+                await asyncio.wait([everything, death], return_when=asyncio.FIRST_COMPLETED)
+                death.cancel()
+            await everything
+
+        self.run(all_answered())
+        self.pending = []
+
+    @rule()
+    def settle(self) -> None:
+        self.wait()
+        for name in NAMES:
+            self.check(name)
+
+    def check(self, name: str) -> None:
+        model = self.objects[name]
+        found: list[dict[str, Any]] = []
+
+        async def call() -> None:
+            while not found:
+                try:
+                    found.append(await self.stub(name).read.remote())
+                except StorageFailed:
+                    pass  # an injected failure that had not been met yet
+            await self.host.settled()
+
+        self.begin(call())
+        self.wait()
+        state = found[0]
+        assert state["log"] == settled(model.log, state["log"])
+        assert state["storage"] == {token: n for n, token in enumerate(state["log"], 1)}
+        assert sorted(state["gifts"]) == sorted(settled(model.gifts, state["gifts"]))
+        assert sorted(state["keyed"]) == sorted(settled(model.keyed, state["keyed"]))
+        said = state["said"]
+        for client in model.sockets:
+            mine = settled(client.said, said)
+            assert [token for token in said if token in client.said] == mine
+            assert state["attachments"][client.socket.id] == mine
+            assert client.socket.positions == sorted(set(client.socket.positions))
+            assert client.socket.received == state["log"][client.since :]
+
+    def teardown(self) -> None:
+        async def leave() -> None:
+            # As after an error: nothing is folded, which takes most of a run's time.
+            await self.host.__aexit__(AssertionError, None, None)
+
+        try:
+            if hasattr(self, "host"):
+                self.settle()
+                self.run(leave())
+        finally:
+            self.loop.close()
+            self.directory.cleanup()
+
+
+def settled(model: dict[str, bool | None], found: list[str]) -> list[str]:
+    """What must be there; what is not known counts as it was found."""
+    for token in [token for token, known in model.items() if known is None]:
+        if token in found:
+            model[token] = True
+        else:
+            del model[token]
+    return list(model)
+
+
+def test_guarantees_through_disasters() -> None:
+    examples = os.environ.get("RAYOBJECTS_EXAMPLES")
+    run_state_machine_as_test(
+        Disasters,
+        settings=settings(
+            max_examples=int(examples or 30),
+            stateful_step_count=30,
+            deadline=None,
+            derandomize=examples is None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,12 +1,18 @@
-"""What tests of the storage share: records, segments, a clock and a loop that only turn by hand."""
+"""What tests of the storage share: records, segments, a clock and a loop that only turn by hand,
+and a shard without threads that is driven by them."""
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
+
+from hypothesis import HealthCheck, settings
 
 from rayobjects.errors import StorageFailed
+from rayobjects.ids import ObjectId
+from rayobjects.storage.files import Files
 from rayobjects.storage.journal import (
     FORMAT,
     Segment,
@@ -16,11 +22,41 @@ from rayobjects.storage.journal import (
     read_segment,
     segment_name,
 )
-from rayobjects.storage.records import Record, encode
+from rayobjects.storage.records import DELETED, ITEM, JSON, Record, encode
+from rayobjects.storage.shard import Shard
+
+T = TypeVar("T")
+ROOM = ObjectId("Room", "lobby")
+EXAMPLES = int(os.environ.get("RAYOBJECTS_EXAMPLES", "0"))
+"""`RAYOBJECTS_EXAMPLES=1000 pytest tests/storage` looks longer than each push should."""
+
+
+def examples(count: int, **more: Any) -> settings:
+    """Settings of a test by examples: this many, or RAYOBJECTS_EXAMPLES if that is more. However
+    slow the machine is: a time limit would only find out how busy it is."""
+    return settings(
+        max_examples=max(count, EXAMPLES),
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        print_blob=True,
+        **more,
+    )
+
+
+# -- records and segments -------------------------------------------------------------------------
 
 
 def record(sequence: int, **more: Any) -> Record:
     return Record("Room", "berlin", sequence=sequence, epoch=1, **more)
+
+
+def items(name: str = "lobby", /, *, call_id: str = "", **changed: int | None) -> Record:
+    """A record that writes these items; None deletes one."""
+    writes = [
+        (ITEM + key, DELETED if value is None else JSON, b"" if value is None else b"%d" % value)
+        for key, value in changed.items()
+    ]
+    return Record("Room", name, call_id=call_id, writes=writes, finished_at=1_000_000.0)
 
 
 def segment_of(
@@ -39,6 +75,9 @@ def segment(first: int, last: int, epoch: int = 1, *, tail: bytes = b"") -> Segm
     groups = [[record(sequence) for sequence in range(first, last + 1)]] if last >= first else []
     data = segment_of(*groups, first=first, epoch=epoch)
     return read_segment(segment_name(first), data + tail)
+
+
+# -- time -----------------------------------------------------------------------------------------
 
 
 class HandClock:
@@ -69,14 +108,17 @@ class HandLoop:
             self.waiting.popleft()()
 
 
-def finish(coroutine: Coroutine[Any, Any, Any]) -> Any:
+def finish(coroutine: Coroutine[Any, Any, T]) -> T:
     """Runs a coroutine that waits for nothing, as those of a shard without threads do."""
     try:
         coroutine.send(None)
     except StopIteration as stop:
-        return stop.value
+        return stop.value  # type: ignore[no-any-return]
     coroutine.close()
     raise AssertionError("it waits")
+
+
+# -- the shard ------------------------------------------------------------------------------------
 
 
 class Told:
@@ -95,3 +137,43 @@ class Told:
     @property
     def bad(self) -> list[tuple[Any, str]]:
         return [(name, error.message) for name, error, _ in self.calls if error is not None]
+
+
+class Driver:
+    """A shard without threads, with what it has answered."""
+
+    def __init__(self, files: Files | str, clock: HandClock | None = None, **options: Any) -> None:
+        self.clock, self.loop = clock or HandClock(), HandLoop()
+        self.answers: list[tuple[StorageFailed | None, int]] = []
+        self.shard = Shard.open(
+            files,
+            "default-0000",
+            clock=self.clock,
+            soon=self.loop.soon,
+            post=self.loop.soon,
+            threads=False,
+            **options,
+        )
+
+    def done(self, error: StorageFailed | None, sequence: int) -> None:
+        self.answers.append((error, sequence))
+
+    def put(self, name: str = "lobby", /, **changed: int | None) -> None:
+        """Commits one record of items and lets the loop turn."""
+        self.shard.commit(items(name, **changed), self.done)
+        self.loop.turn()
+
+    def items(self, name: str = "lobby") -> dict[str, int]:
+        loaded = finish(self.shard.load(ObjectId("Room", name)))
+        assert loaded.whole
+        return {key[1:]: int(data) for key, (_, data) in loaded.entries.items()}
+
+    def items_error(self) -> StorageFailed | None:
+        try:
+            self.items()
+        except StorageFailed as error:
+            return error
+        return None
+
+    def fold(self) -> None:
+        finish(self.shard.fold())

@@ -6,9 +6,9 @@ import errno
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from storage_double import record, segment_of
+from storage_double import examples, record, segment_of
 
 from rayobjects.errors import StorageFailed
 from rayobjects.limits import GROUP_BYTES_MAX
@@ -175,7 +175,7 @@ def test_fields_that_a_newer_version_appends_are_ignored() -> None:
     groups=st.lists(st.lists(st.binary(max_size=60), min_size=1, max_size=3), max_size=4),
     tail=st.binary(max_size=80),
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_rubbish_behind_whole_groups_costs_nothing(groups: list[list[bytes]], tail: bytes) -> None:
     sequence = 0
     whole = [[record(sequence := sequence + 1, reply=reply) for reply in group] for group in groups]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from storage_double import examples
 
 from rayobjects.storage.memtable import Delta, Memtable, is_live
 from rayobjects.storage.records import ATTRIBUTE, DELETED, ITEM, JSON, Record, SocketChange, Write
@@ -157,6 +158,7 @@ RECORDS = st.builds(
     generations=st.lists(st.lists(RECORDS, max_size=4), min_size=1, max_size=4),
     folded=st.integers(0, 4),
 )
+@examples(60)
 def test_a_reader_that_a_fold_overtakes_sees_the_same(
     before: list[Record], generations: list[list[Record]], folded: int
 ) -> None:

@@ -7,7 +7,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from storage_double import record, segment, segment_of
+from storage_double import examples, record, segment, segment_of
 
 from rayobjects.errors import StorageFailed
 from rayobjects.storage.journal import (
@@ -122,6 +122,10 @@ def test_row_12_stale_records() -> None:
     assert (sequences(plan), plan.last, kept(plan)) == ([1, 2, 3, 4, 5], 5, [(1, 3)])
     plan = recover(segment(1, 3, tail=TORN), segment(2, 2, epoch=2), segment(3, 4, epoch=3))
     assert sequences(plan) == [1, 2, 3, 4]
+    data = bytearray(segment_of([record(1)], [record(2)]))
+    data[len(segment_of()) + 20] ^= 1
+    plan = recover(read_segment(segment_name(1), bytes(data)), segment(1, 1, epoch=2))
+    assert (sequences(plan), plan.last) == ([1], 1), "what is superseded may be damaged"
     # The ones of the newer owner count.
     newer = [record(2, reply=b"newer")]
     plan = recover(
@@ -165,6 +169,12 @@ def test_row_16_foreign_file(data: bytes) -> None:
     stops(segment(1, 3), read_segment(segment_name(4), data), match="is not a journal segment")
 
 
+def test_row_16_damaged_header() -> None:
+    data = bytearray(segment_of([record(1)]))
+    data[14] ^= 1
+    stops(read_segment(segment_name(1), bytes(data)), match="has a damaged header")
+
+
 def test_row_16_segment_of_another_shard() -> None:
     foreign = read_segment(segment_name(1), segment_of([record(1)], shard="default-0007"))
     stops(foreign, match="belongs to the shard default-0007, not to default-0000")
@@ -202,6 +212,7 @@ def test_segments_come_in_any_order() -> None:
 
 
 @given(st.data())
+@examples(60)
 def test_what_owners_one_after_another_leave(data: st.DataObject) -> None:
     """Each finds what the one before left, torn or not, folds some of it, and writes on; a stale
     one may write late into its own segment. The last one's view is what counts."""

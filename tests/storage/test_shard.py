@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from shard_double import ROOM, Driver, Hands, now, record
+from storage_double import ROOM, Driver, finish, items
 
 from rayobjects.clock import SystemClock
 from rayobjects.errors import InvalidCall, Overloaded, StorageFailed
@@ -18,7 +18,7 @@ from rayobjects.messages import Send
 from rayobjects.storage import checkpoint, commits, merge, shard
 from rayobjects.storage.records import ATTRIBUTE, ITEM, JSON, PICKLE, Record, SocketChange
 from rayobjects.storage.shard import Shard
-from rayobjects.testing.files import FaultyFiles
+from rayobjects.testing.files import Crashed, FaultyFiles
 
 
 def syncs(files: FaultyFiles) -> int:
@@ -31,8 +31,8 @@ def test_records_of_a_tick_are_one_group(tmp_path: Path) -> None:
     driver.put(a=1)
     before = syncs(files)
     for number in range(100):
-        driver.shard.commit(record(a=number), driver.done)
-    driver.hands.run()
+        driver.shard.commit(items(a=number), driver.done)
+    driver.loop.turn()
     assert syncs(files) == before + 1
     assert driver.answers == [(None, sequence) for sequence in range(1, 102)]
     driver.shard.close()
@@ -40,10 +40,10 @@ def test_records_of_a_tick_are_one_group(tmp_path: Path) -> None:
 
 def test_nothing_is_applied_before_it_is_on_disk(tmp_path: Path) -> None:
     driver = Driver(str(tmp_path))
-    driver.shard.commit(record(a=1), driver.done)
+    driver.shard.commit(items(a=1), driver.done)
     assert driver.items() == {}
     assert driver.answers == []
-    driver.hands.run()
+    driver.loop.turn()
     assert driver.items() == {"a": 1}
     driver.shard.close()
 
@@ -60,7 +60,7 @@ def test_delete_clear_sockets_sends_and_replies_come_back(
         call_id="c1",
         status=0,
         reply=b"r",
-        finished_at=driver.hands.time,
+        finished_at=driver.clock.seconds,
         writes=[(ATTRIBUTE + "n", JSON, b"1"), (ITEM + "k", PICKLE, b"\x80x")],
         sockets=[SocketChange("s1", "g1", True, ("t",), JSON, b"2"), SocketChange("s2", "g2")],
         sends=[Send("g1", 0, b"hello"), Send("g2", 0, b"hello")],
@@ -69,30 +69,30 @@ def test_delete_clear_sockets_sends_and_replies_come_back(
     driver.put("old", a=1, b=2)
     driver.put("gone", a=1)
     driver.shard.commit(Record("Room", "gone", sockets=[SocketChange("s3", "g1")]), driver.done)
-    driver.hands.run()
+    driver.loop.turn()
     if fold:
         driver.fold()
     driver.shard.commit(
-        Record("Room", "gone", delete=True, call_id="c2", finished_at=driver.hands.time),
+        Record("Room", "gone", delete=True, call_id="c2", finished_at=driver.clock.seconds),
         driver.done,
     )
     driver.shard.commit(
         Record("Room", "old", clear=True, writes=[(ITEM + "c", JSON, b"3")]), driver.done
     )
-    driver.hands.run()
+    driver.loop.turn()
     driver.shard.sent(ROOM, 1, "g1")
     driver.shard.close() if cleanly else driver.shard.abandon()
 
-    again = Driver(str(tmp_path), driver.hands)
-    loaded = now(again.shard.load(ROOM))
+    again = Driver(str(tmp_path), driver.clock)
+    loaded = finish(again.shard.load(ROOM))
     assert loaded.entries == {"@n": (JSON, b"1"), "/k": (PICKLE, b"\x80x")}
     assert (loaded.exists, loaded.whole, loaded.keys) == (True, True, 1)
     assert sorted(s.socket for s in loaded.sockets) == ["s1", "s2"]
     assert next(s for s in loaded.sockets if s.socket == "s1") == full.sockets[0]
     assert sorted(again.shard.sockets()) == [(ROOM, "s1", "g1"), (ROOM, "s2", "g2")]
     assert again.items("old") == {"c": 3}
-    assert not now(again.shard.exists(ObjectId("Room", "gone")))
-    assert now(again.shard.list_objects("Room")) == ["lobby", "old"]
+    assert not finish(again.shard.exists(ObjectId("Room", "gone")))
+    assert finish(again.shard.list_objects("Room")) == ["lobby", "old"]
     (pending,) = again.shard.pending()
     assert (pending.sequence, pending.sends) == (1, full.sends)
     finished = again.shard.finished(ROOM, "c1")
@@ -103,7 +103,7 @@ def test_delete_clear_sockets_sends_and_replies_come_back(
     again.shard.sent(ROOM, 1, "g2")
     assert again.shard.pending() == []
     again.shard.close()
-    last = Driver(str(tmp_path), driver.hands)
+    last = Driver(str(tmp_path), driver.clock)
     assert last.shard.pending() == []
     last.shard.close()
 
@@ -111,17 +111,17 @@ def test_delete_clear_sockets_sends_and_replies_come_back(
 def test_finished_calls_are_kept_for_their_window(tmp_path: Path) -> None:
     driver = Driver(str(tmp_path))
     shard, other = driver.shard, ObjectId("Room", "other")
-    shard.commit(record(call_id="key"), driver.done)
-    shard.commit(record("other", call_id="key"), driver.done)
-    shard.commit(record(call_id="x"), driver.done)
-    driver.hands.run()
+    shard.commit(items(call_id="key"), driver.done)
+    shard.commit(items("other", call_id="key"), driver.done)
+    shard.commit(items(call_id="x"), driver.done)
+    driver.loop.turn()
     assert shard.finished(ROOM, "key").sequence == 1  # type: ignore[union-attr]
     assert shard.finished(other, "key").sequence == 2  # type: ignore[union-attr]
     assert [f.sequence for f in shard.finished_of(ROOM)] == [1, 3]
     shard.forget("x")
     assert shard.finished(ROOM, "x") is None
     assert shard.finished_count == 2
-    driver.hands.time += FINISHED_WINDOW_S + 1
+    driver.clock.seconds += FINISHED_WINDOW_S + 1
     shard.expire()
     assert shard.finished_count == 0
     shard.close()
@@ -173,7 +173,7 @@ def test_a_stale_owner_answers_nothing_and_its_late_records_are_ignored(tmp_path
     owner.put(b=2)
     stale.put(c=3)
     stale.shard.confirm(stale.done)
-    stale.hands.run()
+    stale.loop.turn()
     assert stale.answers[0] == (None, 1)
     assert all(error is not None and sequence == 0 for error, sequence in stale.answers[1:])
     assert "taken over" in stale.shard.failed.message  # type: ignore[union-attr]
@@ -196,9 +196,9 @@ def test_a_dedicated_owner_is_fenced_alone(tmp_path: Path) -> None:
     driver = Driver(str(tmp_path))
     shard = driver.shard
     shard.claim_object(ROOM, driver.done)
-    driver.hands.run()
+    driver.loop.turn()
     assert driver.answers == [(None, 1)]
-    assert not now(shard.exists(ROOM))
+    assert not finish(shard.exists(ROOM))
     mine = Record("Room", "lobby", owner_epoch=1, writes=[(ITEM + "a", JSON, b"1")])
     shard.commit(mine, driver.done)
     shard.claim_object(ROOM, driver.done)
@@ -206,8 +206,8 @@ def test_a_dedicated_owner_is_fenced_alone(tmp_path: Path) -> None:
     shard.commit(stale, driver.done)
     shard.confirm_object(ROOM, 1, driver.done)
     shard.confirm_object(ROOM, 2, driver.done)
-    shard.commit(record("other", a=1), driver.done)
-    driver.hands.run()
+    shard.commit(items("other", a=1), driver.done)
+    driver.loop.turn()
     succeeded = [error is None for error, _ in driver.answers]
     assert succeeded == [True, True, True, False, False, True, True]
     assert driver.answers[2] == (None, 2)
@@ -215,15 +215,15 @@ def test_a_dedicated_owner_is_fenced_alone(tmp_path: Path) -> None:
     driver.fold()
     shard.abandon()
     again = Driver(str(tmp_path))
-    assert now(again.shard.load(ROOM)).owner_epoch == 2
+    assert finish(again.shard.load(ROOM)).owner_epoch == 2
     again.shard.close()
 
 
 def test_confirm_comes_after_the_commits_before_it(tmp_path: Path) -> None:
     driver, order = Driver(str(tmp_path)), []
-    driver.shard.commit(record(a=1), lambda error, sequence: order.append(("commit", error)))
+    driver.shard.commit(items(a=1), lambda error, sequence: order.append(("commit", error)))
     driver.shard.confirm(lambda error, sequence: order.append(("confirm", error)))
-    driver.hands.run()
+    driver.loop.turn()
     assert order == [("commit", None), ("confirm", None)]
     driver.shard.close()
 
@@ -261,13 +261,13 @@ def test_large_objects_come_by_key_and_page(tmp_path: Path) -> None:
     model = {f"{ITEM}{i:04d}": i for i in range(count)}
     writes = [(key, JSON, b"%d" % value) for key, value in model.items()]
     shard.commit(Record("Room", "lobby", writes=[*writes, ("@n", JSON, b"7")]), driver.done)
-    driver.hands.run()
+    driver.loop.turn()
     driver.fold()
     # Some of it changes in the memtable.
     driver.put(**{"0003": None, "0005": 55, "0005x": 5, "9999": 9})
     del model["/0003"]
     model |= {"/0005": 55, "/0005x": 5, "/9999": 9}
-    loaded = now(shard.load(ROOM))
+    loaded = finish(shard.load(ROOM))
     assert (loaded.whole, loaded.entries) == (False, {"@n": (JSON, b"7")})
     assert shard.count(ROOM) == len(model)
     assert shard.read(ROOM, "/0003") is None
@@ -287,10 +287,10 @@ def test_large_objects_come_by_key_and_page(tmp_path: Path) -> None:
                 assert [key for key, _, _ in page] == expected[:limit]
                 assert [int(data) for _, _, data in page] == [model[k] for k in expected[:limit]]
     driver.shard.commit(Record("Room", "lobby", clear=True), driver.done)
-    driver.hands.run()
+    driver.loop.turn()
     assert (shard.count(ROOM), shard.read(ROOM, "/0006")) == (0, None)
     assert shard.scan(ROOM, prefix=ITEM) == []
-    assert now(shard.load(ROOM)).whole
+    assert finish(shard.load(ROOM)).whole
     shard.close()
 
 
@@ -302,11 +302,11 @@ def test_names_are_listed_in_pages_over_both(tmp_path: Path) -> None:
     driver.shard.commit(Record("Room", "b", delete=True), driver.done)
     driver.put("bb", n=1)
     shard = driver.shard
-    assert now(shard.list_objects("Room")) == ["a", "bb", "c", "é", "\U0001f600"]
-    assert now(shard.list_objects("Room", limit=2)) == ["a", "bb"]
-    assert now(shard.list_objects("Room", after="bb", limit=2)) == ["c", "é"]
-    assert now(shard.list_objects("Room", prefix="b")) == ["bb"]
-    assert now(shard.list_objects("Other")) == []
+    assert finish(shard.list_objects("Room")) == ["a", "bb", "c", "é", "\U0001f600"]
+    assert finish(shard.list_objects("Room", limit=2)) == ["a", "bb"]
+    assert finish(shard.list_objects("Room", after="bb", limit=2)) == ["c", "é"]
+    assert finish(shard.list_objects("Room", prefix="b")) == ["bb"]
+    assert finish(shard.list_objects("Other")) == []
     shard.close()
 
 
@@ -330,13 +330,13 @@ def test_too_much_is_refused_and_nothing_of_it_written(
     with pytest.raises(InvalidCall, match="at most 1,000 bytes"):
         driver.shard.commit(Record("Room", "lobby", reply=b"x" * 1000), driver.done)
     monkeypatch.setattr(commits, "UNSYNCED_BYTES_MAX", 10)
-    driver.shard.commit(record(a=1), driver.done)
+    driver.shard.commit(items(a=1), driver.done)
     with pytest.raises(Overloaded, match="wait for the disk"):
-        driver.shard.commit(record(a=2), driver.done)
-    driver.hands.run()
+        driver.shard.commit(items(a=2), driver.done)
+    driver.loop.turn()
     monkeypatch.setattr(shard, "MEMTABLE_BYTES_MAX", 10)
     with pytest.raises(Overloaded, match="wait to be folded"):
-        driver.shard.commit(record(a=3), driver.done)
+        driver.shard.commit(items(a=3), driver.done)
     driver.fold()
     monkeypatch.undo()
     driver.put(a=4)
@@ -381,7 +381,7 @@ def test_with_threads_under_load_in_order_with_folds_between(tmp_path: Path) -> 
                 answers.append((error, sequence))
                 acknowledged[f"n{number % 10}"] = number
 
-            shard.commit(record(f"n{number % 10}", n=number), done)
+            shard.commit(items(f"n{number % 10}", n=number), done)
 
         for number in range(2000):
             commit(number)
@@ -397,7 +397,7 @@ def test_with_threads_under_load_in_order_with_folds_between(tmp_path: Path) -> 
             await shard.load(ROOM)
 
     asyncio.run(main())
-    again = Driver(str(tmp_path), Hands())
+    again = Driver(str(tmp_path))
     assert [again.items(f"n{i}") for i in range(10)] == [{"n": 1990 + i} for i in range(10)]
     assert again.shard.epoch == 2
     again.shard.close()
@@ -456,15 +456,30 @@ def test_objects_with_the_same_hash_are_kept_apart(
     driver.shard.commit(Record("Room", "c", delete=True), driver.done)
     driver.shard.commit(Record("Room", "d", clear=True), driver.done)
     driver.shard.claim_object(ObjectId("Room", "b"), driver.done)
-    driver.hands.run()
+    driver.loop.turn()
     driver.fold()
     driver.shard.abandon()
     again = Driver(str(tmp_path))
     found = {name: again.items(name) for name in "abcd"}
     assert found == {"a": {"k": 2, "l": 1}, "b": {"k": 1}, "c": {}, "d": {}}
-    assert now(again.shard.list_objects("Room")) == ["a", "b", "d"]
-    owners = [now(again.shard.load(ObjectId("Room", name))).owner_epoch for name in "abcd"]
+    assert finish(again.shard.list_objects("Room")) == ["a", "b", "d"]
+    owners = [finish(again.shard.load(ObjectId("Room", name))).owner_epoch for name in "abcd"]
     assert owners == [1, 2, 1, 1]
     assert again.shard.read(ObjectId("Room", "b"), "/k") == (JSON, b"1")
     assert again.shard.count(ObjectId("Room", "a")) == 2
     again.shard.close()
+
+
+def test_a_close_that_is_cut_off_lets_go_of_the_checkpoint(tmp_path: Path) -> None:
+    files = FaultyFiles(str(tmp_path))
+    driver = Driver(files)
+    driver.put(n=1)
+    driver.fold()
+    driver.shard.commit(items(n=2), driver.done)
+    files.crash_at = files.operations
+    with pytest.raises(Crashed):
+        driver.shard.close()  # in writing what was committed, before it folds
+    driver.shard.abandon()
+    successor = Driver(files.kill())
+    assert successor.items() in ({"n": 1}, {"n": 2})
+    successor.shard.close()

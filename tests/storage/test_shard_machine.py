@@ -11,10 +11,9 @@ import tempfile
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from storage_double import HandClock, HandLoop, Told, finish
+from storage_double import HandClock, HandLoop, Told, examples, finish
 
 from rayobjects.errors import StorageFailed
 from rayobjects.ids import ObjectId
@@ -410,7 +409,5 @@ class ShardMachine(RuleBasedStateMachine):
         )
 
 
-ShardMachine.TestCase.settings = settings(
-    max_examples=10, stateful_step_count=25, deadline=None, print_blob=True
-)
+ShardMachine.TestCase.settings = examples(12, stateful_step_count=25)
 TestShardMachine = ShardMachine.TestCase

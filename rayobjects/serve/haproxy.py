@@ -100,6 +100,10 @@ def environment(directory: str) -> dict[str, str]:
         # By default the ports of replicas that are gone rest for as long as the hard stop.
         "RAY_SERVE_PORT_QUARANTINE_S": "60",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+        # By default Serve kills a proxy that a busy machine does not let start within 5 s, or
+        # answer within 10 s, and every open WebSocket with it. One that dies is noticed all the same.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
         # Without HAProxy's replicas Serve answers through a proxy of its own on this port.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),

@@ -17,6 +17,8 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+pytestmark = pytest.mark.timeout(400)  # a busy machine takes its time to start Ray
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "chat.py"
 COMMAND = Path(sys.executable).with_name("rayobjects")
 WITHIN_S = 60.0

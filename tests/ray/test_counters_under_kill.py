@@ -13,11 +13,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 import httpx
+import pytest
 from ray_cluster import RayCluster
 
 import rayobjects as ro
 from rayobjects.runtime import admin, placement
 from rayobjects.serve.run import start_gateway, stop_gateway
+
+pytestmark = pytest.mark.timeout(400)  # Ray starts twice, and a busy machine takes its time
 
 TASKS = 50
 CALLS_OF_A_TASK = 40

@@ -101,7 +101,7 @@ def environment(directory: str) -> dict[str, str]:
         "RAY_SERVE_PORT_QUARANTINE_S": "60",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         # By default Serve kills a proxy that a busy machine does not let start within 5 s, or
-        # answer within 10 s, and every open WebSocket with it. One that dies is noticed all the same.
+        # answer within 10 s, and every open WebSocket with it. A dead one is noticed all the same.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
         # Without HAProxy's replicas Serve answers through a proxy of its own on this port.

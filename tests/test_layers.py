@@ -16,6 +16,7 @@ LAYERS = {
     "rayobjects.runtime": 4,
     "rayobjects.serve": 5,
     "rayobjects.cli": 5,
+    "rayobjects.__main__": 5,
 }
 """What is not named here, a module at the top, is layer 1."""
 

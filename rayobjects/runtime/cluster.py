@@ -79,9 +79,6 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Hosts are asked to stop before Ray is; Ray itself need not wait.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-    # Serve kills a proxy that is not ready after 5 s, which on a busy machine none is.
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
     # Numeric libraries would start a thread for each CPU in each host.
     "OMP_NUM_THREADS": "1",
 }

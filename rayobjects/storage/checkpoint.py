@@ -51,8 +51,8 @@ BLOCK_BYTES = 16_384
 MEMORY_BYTES = 256 * 1024 * 1024
 """What DuckDB may use for a fold or a query, in each host."""
 
-_LOCKED = "Could not set lock on file"
-"""How DuckDB says that another process has the file open."""
+_HELD = ("Could not set lock on file", "Unique file handle conflict")
+"""How DuckDB says that another process has the file open, or that this one has."""
 
 OPEN_WITHIN_S = 15.0
 OPEN_AGAIN_S = 0.1
@@ -102,8 +102,8 @@ class Checkpoint:
         """Opens the shard's checkpoint, making an empty one where there is none.
 
         Raises:
-            StorageFailed: the file is damaged, foreign, of another version, or held by another
-                process for over 15 s.
+            StorageFailed: the file is damaged, foreign, of another version, or in use elsewhere
+                for over 15 s.
         """
         import duckdb  # 41 MB: only in processes that own a shard
 
@@ -135,13 +135,14 @@ class Checkpoint:
                 )
                 return connection
             except duckdb.Error as error:
-                if _LOCKED not in str(error):
+                if not any(each in str(error) for each in _HELD):
                     raise _unusable(path, error) from error
                 problem = error
                 connection.close()
             pause.wait(OPEN_AGAIN_S)
         raise StorageFailed(
-            f"{path} is held by another process ({problem}): end that process, then try again"
+            f"{path} is in use, by another process or by this one ({problem}): end the host that "
+            "has it, then try again"
         ) from problem
 
     def _prepare(self, shard: str) -> None:

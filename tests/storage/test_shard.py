@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -483,3 +484,21 @@ def test_a_close_that_is_cut_off_lets_go_of_the_checkpoint(tmp_path: Path) -> No
     successor = Driver(files.kill())
     assert successor.items() in ({"n": 1}, {"n": 2})
     successor.shard.close()
+
+
+def test_a_checkpoint_that_is_in_use_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Driver(str(tmp_path))
+    old.put(a=1)
+    old.fold()
+    monkeypatch.setattr(checkpoint, "OPEN_WITHIN_S", 0.2)
+    with pytest.raises(StorageFailed, match="is in use, by another process or by this one"):
+        Driver(str(tmp_path))
+    monkeypatch.undo()
+    letting_go = threading.Timer(0.1, old.shard.abandon)
+    letting_go.start()
+    again = Driver(str(tmp_path))
+    letting_go.join()
+    assert again.items() == {"a": 1}
+    again.shard.close()

@@ -41,6 +41,9 @@ REDIRECTS_MAX = 8
 REDIRECT_AGAIN_S = 0.1
 """The pause before a repeated redirection, times their number."""
 
+LIST_AGAIN_S = 0.1
+"""The pause before a listing asks a host again that is being restarted."""
+
 
 class Router:
     """Brings calls to hosts.
@@ -307,26 +310,37 @@ class Router:
 
         Raises:
             InvalidCall: there is no such class.
-            Unavailable: a host could not be asked.
+            Unavailable: a host could not be asked for `unavailable_after_s` seconds.
+            StorageFailed: a host cannot open its storage.
         """
         if class_name not in await self.catalog():
             raise InvalidCall(f"no class {class_name!r} is deployed", status=404)
         gate = asyncio.Semaphore(LIST_HOSTS_AT_ONCE_MAX)
 
+        give_up_at = self._clock.monotonic() + self.configuration.unavailable_after_s
+
         async def of_shard(shard: int) -> list[str]:
             host = placement.shard_host(shard)
-            async with gate:
+            while True:
                 try:
-                    handle = await placement.locate(host, self.configuration, None)
-                    names: list[str] = await asyncio.wait_for(
-                        handle.list_objects.remote(class_name, prefix, after, limit),
-                        self.configuration.unavailable_after_s,
-                    )
+                    async with gate:
+                        handle = await placement.locate(host, self.configuration, None)
+                        names: list[str] = await asyncio.wait_for(
+                            handle.list_objects.remote(class_name, prefix, after, limit),
+                            self.configuration.unavailable_after_s,
+                        )
+                    return names
+                except ray.exceptions.RayTaskError as error:
+                    if isinstance(error.cause, RayObjectsError):
+                        raise error.cause from None
+                    raise Unavailable(f"the host {host} failed ({error.cause!r})") from error
                 except (TimeoutError, ray.exceptions.RayError) as error:
-                    raise Unavailable(
-                        f"the host {host} could not be asked ({type(error).__name__}): try again"
-                    ) from error
-                return names
+                    if self._clock.monotonic() > give_up_at:
+                        raise Unavailable(
+                            f"the host {host} could not be asked ({type(error).__name__}): try "
+                            "again"
+                        ) from error
+                await asyncio.sleep(LIST_AGAIN_S)  # it is being started again
 
         shards = range(self.configuration.shards)
         found = await asyncio.gather(*(of_shard(shard) for shard in shards))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import pickle
+import signal
 import sys
 import threading
 import time
@@ -18,7 +20,7 @@ import ray
 from ray_cluster import RayCluster
 
 import rayobjects as ro
-from rayobjects.runtime import placement
+from rayobjects.runtime import admin, placement
 
 WITHIN_S = 30.0
 KEYS = 100_000
@@ -294,3 +296,13 @@ def test_a_deleted_object_is_listed_no_more() -> None:
     assert not counters.get("list/b").delete().result(WITHIN_S)
     assert counters.list(prefix="list/") == ["list/a", "list/c"]
     assert counters.get("list/b").get.remote().result(WITHIN_S) == 0
+
+
+def test_a_listing_waits_for_hosts_that_come_back() -> None:
+    counters = ro.namespace("Counter")
+    for name in ("killed/a", "killed/b", "killed/c"):
+        counters.get(name).increment.remote().result(WITHIN_S)
+    for host in admin.status().hosts:
+        if placement.shard_of_host(host.name) is not None:
+            os.kill(host.figures["pid"], signal.SIGKILL)
+    assert counters.list(prefix="killed/") == ["killed/a", "killed/b", "killed/c"]

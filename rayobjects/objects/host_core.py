@@ -332,6 +332,8 @@ class HostCore:
         if error.details.keys() & {"lost", "restart"}:
             # Another owner, or this one begun anew, will answer: channels ask there.
             self._abandon_channels()
+        for channel in self.channels.values():
+            channel.wake()  # or gateways would wait for POLL_S before they find out
         activations, self.activations = self.activations, {}
         for activation in activations.values():
             activation.abandon()

@@ -10,6 +10,7 @@ from guarantee_objects import GATES, Counter, run, ticks
 
 import rayobjects as ro
 from rayobjects.errors import StorageFailed
+from rayobjects.limits import POLL_S
 from rayobjects.testing import LocalHost, LocalResponse, LocalStub
 
 
@@ -204,5 +205,27 @@ def test_guarantee_4_a_tick_of_writes_is_one_sync() -> None:
             host.files.steps.clear()
             await asyncio.gather(*(stub.increment.remote() for stub in stubs))
             assert [step for step, _ in host.files.steps].count("sync") == 1
+
+    run(main)
+
+
+def test_guarantee_4_gateways_find_out_at_once_that_the_journal_failed() -> None:
+    """What was committed before and has not left yet follows from the next life, without a call
+    that would have to come first."""
+
+    async def main() -> None:
+        async with LocalHost([Room]) as host:
+            room = host.get(Room, "a")
+            socket = await host.connect(room)
+            with host.syncs_held():
+                said = [room.say.remote("one"), socket.post("two")]
+                await ticks(100)
+                host.files.fail("sync", errno.EIO, name="journal")
+            with pytest.raises(StorageFailed):
+                await said[0]
+            await asyncio.wait_for(host.settled(), POLL_S / 2)
+            assert host.core is not None
+            assert host.core.failed is None, "it has begun anew"
+            assert socket.received in (["1: one", "2: two"], [])
 
     run(main)

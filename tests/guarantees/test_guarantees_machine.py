@@ -343,7 +343,6 @@ class Disasters(RuleBasedStateMachine):
             self.moved_s += seconds
             self.run(self.host.move(seconds))
 
-    @precondition(lambda self: not self.host.dead)
     @rule(name=st.sampled_from(NAMES))
     def evict(self, name: str) -> None:
         core = self.host.core
@@ -351,10 +350,12 @@ class Disasters(RuleBasedStateMachine):
         if activation is not None:
             activation.retire()
 
-    @precondition(lambda self: not self.host.dead and self.folds < 1 and self.tokens > 9)
+    @precondition(lambda self: self.folds < 1 and self.tokens > 9)
     @rule()
     def fold(self) -> None:
         self.folds += 1
+        if self.host.dead:
+            return
 
         async def fold() -> None:
             try:
@@ -403,7 +404,8 @@ class Disasters(RuleBasedStateMachine):
         self.begin(call())
         self.wait()
         state = found[0]
-        assert state["log"] == settled(model.log, state["log"])
+        before = dict(model.log)
+        assert state["log"] == settled(model.log, state["log"]), before
         assert state["storage"] == {token: n for n, token in enumerate(state["log"], 1)}
         assert sorted(state["gifts"]) == sorted(settled(model.gifts, state["gifts"]))
         assert sorted(state["keyed"]) == sorted(settled(model.keyed, state["keyed"]))
@@ -411,6 +413,7 @@ class Disasters(RuleBasedStateMachine):
         for client in model.sockets:
             mine = settled(client.said, said)
             assert [token for token in said if token in client.said] == mine
+            assert client.socket.id in state["attachments"], (client, state)
             assert state["attachments"][client.socket.id] == mine
             assert client.socket.positions == sorted(set(client.socket.positions))
             assert client.socket.received == state["log"][client.since :]

@@ -123,6 +123,14 @@ the request that does not come again."""
 GATEWAY_SILENT_S = 10.0
 """A gateway that has not been heard of for this long is dead, and its sockets are closed."""
 
+STALLED_S = 3.0
+"""A host that has not run its sweep for this long was held up itself, and takes no gateway for
+dead because of it."""
+
+CHAIN_WAIT_S = 30.0
+"""How long a call from another object waits for its turn before it is taken for a deadlock: two
+objects that call each other at the same moment wait for ever."""
+
 SHARDS_MAX = 4_096
 """Shards of a pool: one for each slot."""
 

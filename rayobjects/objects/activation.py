@@ -36,10 +36,18 @@ from rayobjects.errors import (
     to_wire,
 )
 from rayobjects.ids import ObjectId
-from rayobjects.limits import CALL_BYTES_MAX, CHAIN_DEPTH_MAX, WAITING_CALLS_MAX
+from rayobjects.limits import CALL_BYTES_MAX, CHAIN_DEPTH_MAX, CHAIN_WAIT_S, WAITING_CALLS_MAX
 from rayobjects.messages import ERROR, OK, PICKLE, REDIRECT, SOCKET, Call
+from rayobjects.objects.commit import Commit, Redirected, Respond, no_reply
 from rayobjects.objects.context import CallContext, current_call
-from rayobjects.objects.invocation import Invocation, encode_result, invocation_of
+from rayobjects.objects.invocation import (
+    Invocation,
+    called,
+    encode_result,
+    invocation_of,
+    is_binding_error,
+    itself,
+)
 from rayobjects.objects.model import create
 from rayobjects.objects.sockets import Sockets
 from rayobjects.objects.state import State
@@ -49,60 +57,6 @@ if TYPE_CHECKING:
     from rayobjects.objects.catalog import ObjectClass
     from rayobjects.objects.host_core import HostCore
 
-Respond = Callable[[int, bytes, int], None]
-"""Takes (OK, ERROR or REDIRECT; body; sequence of the record or 0). Called exactly once."""
-
-
-def no_reply(status: int, body: bytes, sequence: int) -> None:
-    """For calls that nobody waits for."""
-
-
-class Redirected(Exception):
-    """The object's class is hosted elsewhere."""
-
-
-class _Commit:
-    """A record on its way to the disk, and what must not leave before it."""
-
-    __slots__ = ("activation", "body", "context", "followers", "record", "respond", "status")
-
-    def __init__(
-        self,
-        activation: Activation,
-        record: Record,
-        context: CallContext | None,
-        respond: Respond,
-        status: int,
-        body: bytes,
-    ) -> None:
-        self.activation = activation
-        self.record = record
-        self.context = context
-        self.respond = respond
-        self.status = status
-        self.body = body
-        self.followers: list[Callable[[StorageFailed | None], None]] | None = None
-
-    def done(self, error: StorageFailed | None, sequence: int) -> None:
-        activation = self.activation
-        activation.pending -= 1
-        if activation.pending == 0:
-            activation.tail = None
-            if error is None:
-                activation.settled()
-        if error is None:
-            if self.record.sends or self.record.sockets:
-                activation.host.committed(self.record, sequence)
-            self.respond(self.status, self.body, sequence)
-            if self.context is not None:
-                self.context.ended()
-        else:
-            activation.host.fail(error)
-            self.respond(ERROR, to_wire(error, with_cause=False), 0)
-        if self.followers is not None:
-            for follow in self.followers:
-                follow(error)
-
 
 class Activation:
     """One live object. Made by the host core only."""
@@ -111,6 +65,7 @@ class Activation:
         "_queue",
         "_task",
         "busy",
+        "deleted",
         "gone",
         "host",
         "id",
@@ -135,8 +90,9 @@ class Activation:
         self.busy = True
         self.gone = False
         self.outdated = False
+        self.deleted = False
         self.pending = 0
-        self.tail: _Commit | None = None
+        self.tail: Commit | None = None
         self.used_at = host.now
         self._queue: deque[tuple[Call, Respond]] | None = None
         self._task: asyncio.Task[None] | None = asyncio.ensure_future(self._start())
@@ -152,7 +108,8 @@ class Activation:
             return
         if self._queue is None:
             self._queue = deque()
-        if len(self._queue) >= WAITING_CALLS_MAX:
+        closing = call.encoding == SOCKET and call.method == "on_close"  # bounded by its sockets
+        if len(self._queue) >= WAITING_CALLS_MAX and not closing:
             error = Overloaded(
                 f"{self.id} has {WAITING_CALLS_MAX:,} waiting calls: back off and try again, or "
                 "spread the work over more objects"
@@ -165,6 +122,21 @@ class Activation:
                 respond(ERROR, to_wire(chain_error, with_cause=False), 0)
                 return
         self._queue.append((call, respond))
+        if call.chain:
+            asyncio.get_running_loop().call_later(CHAIN_WAIT_S, self._give_up, call)
+
+    def _give_up(self, call: Call) -> None:
+        """A call from another object has waited for very long: probably for itself."""
+        for entry in self._queue or ():
+            if entry[0] is call:
+                assert self._queue is not None
+                self._queue.remove(entry)
+                error = Deadlock(
+                    f"{self._target(call)} has waited {CHAIN_WAIT_S:g} s for its turn, called by "
+                    f"{call.chain[-1]}: the two may be waiting for each other"
+                )
+                entry[1](ERROR, to_wire(error, with_cause=False), 0)
+                return
 
     def _next(self) -> None:
         """The turn is free: gives it to the calls that wait."""
@@ -207,7 +179,7 @@ class Activation:
             if type(result) is CoroutineType:  # a decorator hid that it is async
                 self._task = asyncio.ensure_future(
                     self._run_slowly(
-                        call, Invocation(_itself, (result,), {}, True), context, respond
+                        call, Invocation(itself, (result,), {}, True), context, respond
                     )
                 )
                 return False
@@ -236,8 +208,8 @@ class Activation:
     async def _invoke(self, invocation: Invocation) -> Any:
         """Runs the method here, or for an object that reads by key on the host's lane."""
         if self.state.whole and not self.host.on_lane:
-            return await _called(invocation)
-        return await asyncio.wrap_future(self.host.lane.submit(_called(invocation)))
+            return await called(invocation)
+        return await asyncio.wrap_future(self.host.lane.submit(called(invocation)))
 
     # -- the end of a call --------------------------------------------------------------------
 
@@ -297,8 +269,7 @@ class Activation:
             return
         self.state.rollback()
         wrapped: RayObjectsError
-        trace = error.__traceback__
-        if isinstance(error, TypeError) and trace is not None and _raised_by_call(trace):
+        if is_binding_error(error):
             wrapped = InvalidCall(f"{self._target(call)}: {error}")
         elif isinstance(error, RayObjectsError):
             wrapped = error
@@ -363,7 +334,7 @@ class Activation:
         body: bytes,
     ) -> None:
         # Before the ledger has it: one without threads may be done with it on return.
-        before, self.tail = self.tail, _Commit(self, record, context, respond, status, body)
+        before, self.tail = self.tail, Commit(self, record, context, respond, status, body)
         self.pending += 1
         try:
             self.host.ledger.commit(record, self.tail.done)
@@ -469,7 +440,8 @@ class Activation:
     def _leave(self) -> None:
         if self.gone:
             return
-        if self.object_class is not None and self.object_class.hook("on_stop") is not None:
+        stops = self.object_class is not None and self.object_class.hook("on_stop") is not None
+        if stops and not self.deleted:  # a deleted object must not come back
             self._task = asyncio.ensure_future(self._stop())
         else:
             self._left()
@@ -520,22 +492,3 @@ class Activation:
                 f"each other; at most {CHAIN_DEPTH_MAX} may"
             )
         return None
-
-
-async def _called(invocation: Invocation) -> Any:
-    result = invocation.function(*invocation.arguments, **invocation.keywords)
-    if asyncio.iscoroutine(result):
-        return await result
-    return result
-
-
-def _itself(awaitable: Any) -> Any:
-    return awaitable
-
-
-def _raised_by_call(trace: Any) -> bool:
-    """Whether a TypeError came from binding the arguments: then no frame of the method is in its
-    traceback, only those of this module."""
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace.tb_frame.f_globals is globals()

@@ -26,10 +26,23 @@ from rayobjects.limits import (
     FINISHED_WINDOW_S,
     GATEWAY_SILENT_S,
     OUTBOX_MESSAGES_MAX,
+    STALLED_S,
 )
-from rayobjects.messages import ERROR, SOCKET, Batch, Call, Poll, Push, Replies, Send, SocketEvent
-from rayobjects.objects.activation import Activation, Redirected, Respond, no_reply
+from rayobjects.messages import (
+    ERROR,
+    OK,
+    SOCKET,
+    Batch,
+    Call,
+    Poll,
+    Push,
+    Replies,
+    Send,
+    SocketEvent,
+)
+from rayobjects.objects.activation import Activation
 from rayobjects.objects.catalog import ObjectClass
+from rayobjects.objects.commit import Redirected, Respond
 from rayobjects.objects.host_channel import HostChannel
 from rayobjects.objects.lane import Lane
 from rayobjects.objects.ledger import Ledger
@@ -92,9 +105,14 @@ class HostCore:
         self._counted = 0  # the highest count of an outbox that was given up
         self._empty = asyncio.Event()
         self._started_at = clock.monotonic()
+        self._swept_at = self._started_at
         for id, socket, gateway in ledger.sockets():
+            if not owns(id, None):
+                continue  # its own actor has it
             self.sockets.setdefault(gateway, set()).add((*id, socket))
         for pending in ledger.pending():
+            if not owns(ObjectId(pending.class_name, pending.name), None):
+                continue
             for index, send in enumerate(pending.sends):
                 push = Push(pending.class_name, pending.name, pending.sequence, index, send)
                 self._outbox(send.gateway).add(push)
@@ -168,7 +186,14 @@ class HostCore:
         """A socket is gone though its gateway never said so."""
         event = SocketEvent(socket, gateway, messages.TEXT, b"connection lost", 1006)
         call = Call(0, class_name, name, "on_close", SOCKET, messages.encode(event))
-        self.resubmit(call, no_reply)
+
+        def replied(status: int, body: bytes, sequence: int) -> None:
+            if status != OK:  # the object, or its class, does not know it (any more)
+                held = self.sockets.get(gateway)
+                if held is not None:
+                    held.discard((class_name, name, socket))
+
+        self.resubmit(call, replied)
 
     # -- for activations ------------------------------------------------------------------------
 
@@ -205,6 +230,11 @@ class HostCore:
 
     def committed(self, record: Record, sequence: int) -> None:
         """A record with sockets or socket messages is on disk: the messages may leave."""
+        if record.delete:
+            for held in self.sockets.values():
+                held.difference_update(
+                    [entry for entry in held if entry[:2] == (record.class_name, record.name)]
+                )
         for change in record.sockets:
             held = self.sockets.setdefault(change.gateway, set())
             entry = (record.class_name, record.name, change.socket)
@@ -298,7 +328,7 @@ class HostCore:
     def sweep(self) -> None:
         """What time does: idle activations leave, silent gateways and channels are given up. To
         be called about once a second."""
-        self.now = self.clock.now()
+        self.beat()
         now = self.clock.monotonic()
         idle_since = self.now - self.idle_s
         for activation in list(self.activations.values()):
@@ -309,6 +339,14 @@ class HostCore:
             if now - channel.heard_at > FINISHED_WINDOW_S:
                 channel.abandon()
                 del self.channels[name]
+
+    def beat(self) -> None:
+        """Takes note of the time; after a long pause nobody could be heard meanwhile."""
+        self.now = self.clock.now()
+        now = self.clock.monotonic()
+        if now - self._swept_at > STALLED_S:
+            self._started_at = now
+        self._swept_at = now
 
     def refresh(self, class_names: set[str]) -> None:
         """These classes have a new version: their objects move to it between two calls."""

@@ -8,6 +8,7 @@ signature and never unpickled.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -203,5 +204,35 @@ def _delete(activation: Activation) -> bool:
     """Deletes the object: returns whether there was one. The activation leaves after the call."""
     existed = activation.state.exists
     activation.state.delete()
-    activation.outdated = True
+    activation.outdated = activation.deleted = True
     return existed
+
+
+# -- calling ------------------------------------------------------------------------------------
+
+
+async def called(invocation: Invocation) -> Any:
+    """Calls the function, and awaits what it returns if that is a coroutine."""
+    result = invocation.function(*invocation.arguments, **invocation.keywords)
+    if type(result) is CoroutineType:
+        return await result
+    return result
+
+
+def itself(awaitable: Any) -> Any:
+    """For a coroutine that has been made already."""
+    return awaitable
+
+
+def is_binding_error(error: BaseException) -> bool:
+    """Whether a TypeError came from binding the arguments: then no frame of the method is in its
+    traceback, only those of the modules that call it."""
+    trace = error.__traceback__
+    if not isinstance(error, TypeError) or trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_globals.get("__name__") in _CALLERS
+
+
+_CALLERS = (__name__, "rayobjects.objects.activation")

@@ -193,11 +193,14 @@ class BaseHost:
             core = self.core
             if core is None:
                 continue
-            if core.failed is None:
+            if core.failed is not None:
+                self._end_if_lost(core)
+                continue
+            try:
                 core.sweep()
                 await self.sweep()
-            else:
-                self._end_if_lost(core)
+            except Exception:  # must not end the sweeper
+                logger.exception("%s: the sweep failed", self.host)
 
     def _end_if_lost(self, core: HostCore) -> None:
         """Another process has taken over: this one must not take it back."""

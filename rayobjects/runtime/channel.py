@@ -20,8 +20,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import RayError
-
 from rayobjects.clock import Clock
 from rayobjects.errors import Overloaded, RayObjectsError, Unavailable
 from rayobjects.limits import (
@@ -126,8 +124,9 @@ class Channel:
                 )
             )
             return 0
-        self._number += 1
-        call.number = self._number
+        # Numbers are the router's, not the channel's: call ids are made of them, and must differ
+        # between calls to different hosts.
+        self._number = call.number = self._router.next_number()
         self._waiting[call.number] = _Waiting(call, replied, keep)
         self._queue.append(call)
         if not self._flush_due and self._under_way < BATCHES_UNDER_WAY_MAX:
@@ -177,7 +176,9 @@ class Channel:
                 self._handle.deliver.remote(encode(batch)).as_future(_internal=True),
                 ANSWER_WITHIN_S,
             )
-        except (TimeoutError, RayError, OSError) as error:
+        except Exception as error:  # Ray's, or whatever it lets through: the session is over
+            if session == self._session:
+                self._under_way -= 1
             self._acks.extend(batch.acks)
             self._lost(session, error)
             return
@@ -240,7 +241,7 @@ class Channel:
                 self._arrived(replies, None)
                 if replies.incarnation == self._incarnation:
                     self._pushed = max(self._pushed, replies.pushed)
-        except (TimeoutError, RayError, OSError) as error:
+        except Exception as error:
             self._lost(session, error)
         finally:
             if session == self._session:
@@ -252,6 +253,8 @@ class Channel:
         """The session is over; what has no reply is sent again in the next."""
         if session == self._session and not self._closed:
             self._connected = False
+            self._under_way = 0
+            self._session += 1  # what is still under way belongs to the session that ended
             if self._waiting or self.sockets:
                 self._connect()
 
@@ -265,6 +268,7 @@ class Channel:
         why: object = "it gave no answer"
         while not self._closed:
             self._begin_session()
+            batch = None
             try:
                 handle = await asyncio.wait_for(self._locate(), ANSWER_WITHIN_S)
                 batch = self._next_batch()
@@ -280,8 +284,10 @@ class Channel:
             except RayObjectsError as error:
                 self._fail_waiting(error)
                 return
-            except (TimeoutError, RayError, OSError, ValueError) as error:
+            except Exception as error:  # Ray's, or whatever it lets through: try again
                 why = error
+            if batch is not None:
+                self._acks.extend(batch.acks)
             if self._clock.monotonic() - started_at > self._unavailable_after_s:
                 self._fail_waiting(
                     Unavailable(

@@ -8,7 +8,7 @@ from typing import Any, overload
 import msgspec
 import ray
 
-from rayobjects.errors import InvalidCall, StorageFailed
+from rayobjects.errors import InvalidCall
 from rayobjects.limits import SHARDS_DEFAULT_MAX, SHARDS_MAX
 from rayobjects.objects.catalog import ClassInfo, describe, pickle_classes
 from rayobjects.objects.model import DurableObject
@@ -115,7 +115,7 @@ def _first_configuration(proposed: Configuration) -> Configuration:
     try:
         handle = placement.locate_blocking(host, configuration, None)
         figures: dict[str, Any] = answer(handle.start.remote(), START_WITHIN_S, host)
-    except StorageFailed:
+    except BaseException:  # also an interrupt: whoever comes next begins anew
         if configuration.cluster_id == proposed.cluster_id:
             ray.kill(handle, no_restart=True)
             delete_configuration()

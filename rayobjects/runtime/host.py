@@ -14,7 +14,13 @@ from rayobjects.objects.catalog import ClassInfo, ObjectClass
 from rayobjects.objects.ledger import Ledger
 from rayobjects.runtime import placement
 from rayobjects.runtime.base_host import BaseHost
-from rayobjects.runtime.configuration import Catalog, Configuration, read_catalog, write_catalog
+from rayobjects.runtime.configuration import (
+    Catalog,
+    Configuration,
+    read_catalog,
+    write_catalog,
+    write_configuration,
+)
 from rayobjects.runtime.remote_ledger import LedgerAnswer, LedgerRequest, decode_request
 from rayobjects.storage.manifest import Manifest
 from rayobjects.storage.records import PendingSends
@@ -38,6 +44,8 @@ class ShardHost(BaseHost):
         self.number = shard
         self.manifest: Manifest | None = None
         self.shard: Shard | None = None
+        self._dedicated: set[str] = set()
+        self._deploying = asyncio.Lock()
 
     async def open_ledger(self) -> Ledger:
         loop = asyncio.get_running_loop()
@@ -48,6 +56,13 @@ class ShardHost(BaseHost):
                 self.manifest = Manifest.open(
                     configuration.root, configuration.cluster_id, configuration.shards
                 )
+            self._adopt_shards(self.manifest.shards)
+            catalog = read_catalog()
+            self._dedicated = {
+                name
+                for name, info in catalog.classes.items()
+                if placement.is_dedicated(info, configuration)
+            }
             return Shard.open(
                 self.manifest.shard_root(self.number),
                 self.manifest.shard_name(self.number),
@@ -61,6 +76,20 @@ class ShardHost(BaseHost):
             self._publish_stored_classes()
         return self.shard
 
+    def _adopt_shards(self, shards: int) -> None:
+        """The manifest decides how many shards there are, whatever `ro.init` proposed."""
+        if self.number >= shards:
+            raise StorageFailed(
+                f"the storage root has {shards} shards, and none of the number {self.number}: "
+                "call ro.init() again"
+            )
+        if shards == self.configuration.shards:
+            return
+        self.configuration = msgspec.structs.replace(self.configuration, shards=shards)
+        if self._router is not None:
+            self._router.configuration = self.configuration
+        write_configuration(self.configuration, overwrite=True)
+
     async def close_ledger(self, *, cleanly: bool) -> None:
         shard, self.shard = self.shard, None
         if shard is not None:
@@ -72,9 +101,9 @@ class ShardHost(BaseHost):
     def owns(self, id: ObjectId, object_class: ObjectClass | None) -> bool:
         if placement.shard_of(id, self.configuration.shards) != self.number:
             return False
-        return object_class is None or not placement.is_dedicated(
-            object_class.info, self.configuration
-        )
+        if object_class is None:
+            return id.class_name not in self._dedicated
+        return not placement.is_dedicated(object_class.info, self.configuration)
 
     async def sweep(self) -> None:
         if self.shard is not None and self.core is not None:
@@ -102,15 +131,24 @@ class ShardHost(BaseHost):
         """Stores classes in the manifest and publishes them; returns their infos, with the
         versions that they have got. An unchanged class keeps its version."""
         await self._opened()
-        deployment = msgspec.msgpack.decode(body, type=Deployment)
+        async with self._deploying:
+            return await self._deploy(msgspec.msgpack.decode(body, type=Deployment))
+
+    async def _deploy(self, deployment: Deployment) -> bytes:
         manifest = self.manifest
         assert manifest is not None
-        catalog = read_catalog()
+        catalog = await asyncio.to_thread(read_catalog)
         blobs = {}
         for info in deployment.classes:
             known = catalog.classes.get(info.name)
             if known is not None and known.digest == info.digest:
                 continue
+            if known is not None and known.hosting != info.hosting:
+                # Its live objects would have two homes for a while, and both could commit.
+                raise InvalidCall(
+                    f"{info.name} is deployed with hosting={known.hosting or 'default'!r}, which "
+                    "cannot be changed while the cluster runs: deploy the class under another name"
+                )
             stored = manifest.classes().get(info.name)
             info.version = max(known.version if known else 0, stored[0] if stored else 0) + 1
             await asyncio.to_thread(
@@ -124,7 +162,7 @@ class ShardHost(BaseHost):
             blobs[info.name] = deployment.blob
         if blobs:
             catalog.version += 1
-            write_catalog(catalog, blobs)
+            await asyncio.to_thread(write_catalog, catalog, blobs)
         return msgspec.msgpack.encode([catalog.classes[info.name] for info in deployment.classes])
 
     def _publish_stored_classes(self) -> None:

@@ -50,7 +50,8 @@ class HostClasses:
         for name in old:
             del self._loaded[name]
         for name in names:
-            self._loading.pop(name, None)  # it may have read the catalog too early
+            if self._loading.pop(name, None) is not None:
+                old.add(name)  # it may have read the catalog too early
         return old
 
 

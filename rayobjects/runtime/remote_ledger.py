@@ -162,7 +162,7 @@ class RemoteLedger:
             except StorageFailed as error:
                 self._fail(queue, error)
                 return
-            except (TimeoutError, RayError, OSError) as error:
+            except Exception as error:  # also Overloaded: some records may be written, some not
                 self._fail(
                     queue,
                     StorageFailed(

@@ -72,10 +72,16 @@ class Router:
         self._local_host = ""
         self._local_core: HostCore | None = None
         self._local_calls = 0
+        self._number = 0
         loop.call_soon_threadsafe(self._attach)
 
     def _attach(self) -> None:
         self._thread = threading.get_ident()
+
+    def next_number(self) -> int:
+        """The number of the next call of this process, whatever host it goes to."""
+        self._number += 1
+        return self._number
 
     def runs_here(self) -> bool:
         """Whether the caller is on the router's own loop."""

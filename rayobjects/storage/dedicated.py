@@ -39,5 +39,6 @@ class DedicatedOwners:
             return None
         return StorageFailed(
             f"{key[0]}/{key[1]} was taken over by another process (its owner epoch {owner_epoch} "
-            "has ended): try again, the call then goes to the new one"
+            "has ended): try again, the call then goes to the new one",
+            details={"lost": "epoch"},
         )

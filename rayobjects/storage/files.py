@@ -22,7 +22,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from rayobjects.errors import StorageFailed
@@ -231,6 +231,12 @@ class RealFiles:
             try:
                 self._write(descriptor, beside, data)
                 self._sync(descriptor, beside)
+            except OSError:
+                # After a failed sync no later one of the same file can be believed: the next
+                # attempt begins with a new file.
+                with suppress(OSError):
+                    self._unlink(beside)
+                raise
             finally:
                 os.close(descriptor)
             self._rename(beside, path)

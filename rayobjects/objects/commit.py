@@ -1,0 +1,68 @@
+"""A record on its way to the disk, and what must not leave before it (guarantee 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rayobjects.errors import StorageFailed, to_wire
+from rayobjects.messages import ERROR
+from rayobjects.objects.context import CallContext
+from rayobjects.storage.records import Record
+
+if TYPE_CHECKING:
+    from rayobjects.objects.activation import Activation
+
+Respond = Callable[[int, bytes, int], None]
+"""Takes (OK, ERROR or REDIRECT; body; sequence of the record or 0). Called exactly once."""
+
+
+def no_reply(status: int, body: bytes, sequence: int) -> None:
+    """For calls that nobody waits for."""
+
+
+class Redirected(Exception):
+    """The object's class is hosted elsewhere."""
+
+
+class Commit:
+    """A record on its way to the disk, and what must not leave before it."""
+
+    __slots__ = ("activation", "body", "context", "followers", "record", "respond", "status")
+
+    def __init__(
+        self,
+        activation: Activation,
+        record: Record,
+        context: CallContext | None,
+        respond: Respond,
+        status: int,
+        body: bytes,
+    ) -> None:
+        self.activation = activation
+        self.record = record
+        self.context = context
+        self.respond = respond
+        self.status = status
+        self.body = body
+        self.followers: list[Callable[[StorageFailed | None], None]] | None = None
+
+    def done(self, error: StorageFailed | None, sequence: int) -> None:
+        activation = self.activation
+        activation.pending -= 1
+        if activation.pending == 0:
+            activation.tail = None
+            if error is None:
+                activation.settled()
+        if error is None:
+            if self.record.sends or self.record.sockets or self.record.delete:
+                activation.host.committed(self.record, sequence)
+            self.respond(self.status, self.body, sequence)
+            if self.context is not None:
+                self.context.ended()
+        else:
+            activation.host.fail(error)
+            self.respond(ERROR, to_wire(error, with_cause=False), 0)
+        if self.followers is not None:
+            for follow in self.followers:
+                follow(error)

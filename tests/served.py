@@ -24,6 +24,16 @@ def free_port() -> int:
         return port
 
 
+ATTACHED = ("RAYOBJECTS_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+"""What this process has in its environment while it is attached to the session's cluster."""
+
+
+def surroundings(directory: Path) -> dict[str, str]:
+    """The environment of a shell that sees only the clusters listed in this directory."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ATTACHED}
+    return inherited | {"RAYOBJECTS_CLUSTERS_DIRECTORY": str(directory / "clusters")}
+
+
 class Served:
     """A running `rayobjects serve`.
 
@@ -37,10 +47,7 @@ class Served:
         self.directory = directory
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.environment = os.environ | {
-            "RAYOBJECTS_CLUSTERS_DIRECTORY": str(directory / "clusters"),
-            "RAYOBJECTS_STORAGE": str(directory / "data"),
-        }
+        self.environment = surroundings(directory) | {"RAYOBJECTS_STORAGE": str(directory / "data")}
         self.log = directory / "serve.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

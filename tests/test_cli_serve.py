@@ -1,7 +1,6 @@
 """`rayobjects serve` and its companions as a user runs them: start, look, stop, start again."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from served import EXAMPLES, Served, is_running, wait_until
+from served import EXAMPLES, Served, is_running, surroundings, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -69,10 +68,7 @@ def test_the_gateways_address_names_the_cluster(counter: Served) -> None:
 
 def test_storage_in_use(counter: Served, tmp_path: Path) -> None:
     """A second cluster on the same storage is refused, and leaves nothing running."""
-    environment = os.environ | {
-        "RAYOBJECTS_CLUSTERS_DIRECTORY": str(tmp_path / "clusters"),
-        "RAYOBJECTS_STORAGE": str(counter.directory / "data"),
-    }
+    environment = surroundings(tmp_path) | {"RAYOBJECTS_STORAGE": str(counter.directory / "data")}
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
     command = [sys.executable, "-m", "rayobjects", "serve", str(EXAMPLES / "counter.py")]

@@ -1,18 +1,17 @@
 """examples/counter.py as its reader would run it: plain Python, twice."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from served import EXAMPLES
+from served import EXAMPLES, surroundings
 
 pytestmark = pytest.mark.timeout(240)
 
 
 def test_it_counts_on(tmp_path: Path) -> None:
-    environment = os.environ | {"RAYOBJECTS_CLUSTERS_DIRECTORY": str(tmp_path / "clusters")}
+    environment = surroundings(tmp_path)
     for count in ("1", "2"):
         found = subprocess.run(
             [sys.executable, str(EXAMPLES / "counter.py")],

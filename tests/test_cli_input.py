@@ -167,12 +167,17 @@ def test_files_of_dead_clusters_are_removed(
 ) -> None:
     monkeypatch.setenv("RAYOBJECTS_CLUSTERS_DIRECTORY", str(tmp_path))
     path = tmp_path / "1-a.json"
-    record = registry.Record("127.0.0.1:1", "t", "a", 2**22 - 1, 0.0, "/x", path=str(path))
+    left = tmp_path / "ray"
+    left.mkdir()
+    record = registry.Record(
+        "127.0.0.1:1", "t", "a", 2**22 - 1, 0.0, str(left), temporary=True, path=str(path)
+    )
     registry.write(record)
     (tmp_path / "2-b.json").write_text("{")  # being written
     assert path.stat().st_mode & 0o777 == 0o600
     assert registry.running() == []
     assert not path.exists()
+    assert not left.exists()
 
 
 def test_arguments() -> None:

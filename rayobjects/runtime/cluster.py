@@ -88,10 +88,9 @@ RAY_ENVIRONMENT = {
 class LocalCluster:
     """A cluster that this process has started. A context manager: the end stops it."""
 
-    def __init__(self, record: Record, keeper: subprocess.Popen[str], owned: list[Path]) -> None:
+    def __init__(self, record: Record, keeper: subprocess.Popen[str]) -> None:
         self.record = record
         self._keeper = keeper
-        self._owned = owned
 
     @property
     def address(self) -> str:
@@ -125,8 +124,6 @@ class LocalCluster:
             self._keeper.kill()
             self._keeper.wait()
         forget(self.record)
-        for directory in self._owned:
-            shutil.rmtree(directory, ignore_errors=True)
 
     def __enter__(self) -> LocalCluster:
         return self
@@ -156,7 +153,7 @@ def start_local(
         Unavailable: Ray did not start; the message says where its log is.
     """
     running()  # ends what dead clusters left behind
-    root, owned = _directories(directory)
+    root, temporary = _directory(directory)
     mark = secrets.token_hex(8)
     port = _free_port()
     record = Record(
@@ -166,6 +163,7 @@ def start_local(
         owner=os.getpid(),
         started_at=SystemClock().now(),
         directory=str(root),
+        temporary=temporary,
         path=str(records_directory() / f"{port}-{mark}.json"),
     )
     write(record)
@@ -196,7 +194,7 @@ def start_local(
             env=variables,
             start_new_session=True,
         )
-    cluster = LocalCluster(replace(record, keeper=keeper.pid), keeper, owned)
+    cluster = LocalCluster(replace(record, keeper=keeper.pid), keeper)
     try:
         answer = _ask(keeper, plan)
     except BaseException:  # Ctrl-C while it starts, too
@@ -342,18 +340,18 @@ def _probe(address: str) -> None:
         ) from None
 
 
-def _directories(directory: str | Path | None) -> tuple[Path, list[Path]]:
-    """Where Ray's files go, and which directories are this cluster's to remove."""
+def _directory(directory: str | Path | None) -> tuple[Path, bool]:
+    """Where Ray's files go, and whether that was made for this cluster alone."""
     if directory is not None:
         root = Path(directory).absolute()
         root.mkdir(parents=True, exist_ok=True)
         if len(os.fsencode(root)) <= DIRECTORY_BYTES_MAX:
-            return root, []
+            return root, False
     base = tempfile.gettempdir()
     if len(os.fsencode(base)) + len("/ro-12345678") > DIRECTORY_BYTES_MAX:
         base = SHORT_DIRECTORY
     root = Path(tempfile.mkdtemp(prefix="ro-", dir=base))
-    return root, [root]
+    return root, True
 
 
 def _free_port() -> int:

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,6 +46,7 @@ class Record:
         keeper: the keeper's process id; 0 until it has started.
         started_at: when, in seconds since the epoch.
         directory: where Ray's files are, logs among them.
+        temporary: the directory was made for this cluster, and goes with it.
         ready: the keeper has started Ray, and so holds its lock while the cluster runs.
         facts: what the owner lets others know: `url`, `storage`.
         path: of the file.
@@ -57,6 +59,7 @@ class Record:
     started_at: float
     directory: str
     keeper: int = 0
+    temporary: bool = False
     ready: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
     path: str = ""
@@ -186,4 +189,6 @@ def _is_locked(path: Path) -> bool:
 def forget(record: Record) -> None:
     """Ends what a cluster has left behind, and removes its file."""
     sweep(record.mark, record.keeper)
+    if record.temporary:
+        shutil.rmtree(record.directory, ignore_errors=True)
     Path(record.path).unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 python examples/counter.py                count from plain Python
 rayobjects serve examples/counter.py      count over HTTP:
 
-curl -X POST http://127.0.0.1:8000/objects/Counter/home/increment -d '{"by": 2}'
+curl http://127.0.0.1:8000/objects/Counter/home/increment --json '{"by": 2}'
 """
 
 import rayobjects as ro

@@ -1,9 +1,12 @@
 """The command line without Ray: loading, arguments, settings, and one line for each error."""
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from served import surroundings
 
 from rayobjects.cli.app import main, parse_arguments
 from rayobjects.cli.loading import load
@@ -144,14 +147,19 @@ def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ["down"],
     ],
 )
-def test_no_cluster(
-    command: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("RAYOBJECTS_CLUSTERS_DIRECTORY", str(tmp_path))
-    assert "start one with `rayobjects serve FILE`" in fails(capsys, *command)
+def test_no_cluster(command: list[str], tmp_path: Path) -> None:
+    # In a process of its own: this one may be connected to the tests' cluster.
+    ended = subprocess.run(
+        [sys.executable, "-m", "rayobjects", *command],
+        env=surroundings(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
+    assert "start one with `rayobjects serve FILE`" in ended.stderr
 
 
 def test_a_bad_address(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from websockets.asyncio.client import connect
 
-from rayobjects.errors import InvalidCall, Unavailable
+from rayobjects.errors import InvalidCall
 from rayobjects.serve.run import start_gateway
 
 SCRIPT = Path(__file__).with_name("gateway_cluster.py")
@@ -93,9 +93,10 @@ def test_what_listens(gateway: tuple[str, psutil.Process]) -> None:
     (haproxy,) = [name for name in loopback_ports if name.endswith("/haproxy")]
     assert loopback_ports[haproxy] == 1
     assert haproxy not in open_ports
-    (replica,) = [name for name in open_ports if "ServeReplica" in name]
-    assert open_ports[replica] == 1
-    assert loopback_ports[replica] == 2
+    (replica,) = [name for name in loopback_ports if "ServeReplica" in name]
+    opened = open_ports.get(replica, 0)  # Ray's own; none where Ray has been told to stay local
+    assert opened <= 1
+    assert loopback_ports[replica] + opened == 3
 
 
 def test_a_port_in_use_is_named() -> None:
@@ -106,8 +107,13 @@ def test_a_port_in_use_is_named() -> None:
 
 
 def test_no_ray() -> None:
-    with pytest.raises(Unavailable, match=r"ro\.init"):
-        start_gateway(port=0)
+    # In a process of its own: this one may be connected to the tests' cluster.
+    code = "from rayobjects.serve.run import start_gateway; start_gateway(port=0)"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert "Unavailable" in ended.stderr
+    assert "ro.init" in ended.stderr
 
 
 def test_only_loopback() -> None:

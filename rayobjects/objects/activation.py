@@ -423,6 +423,8 @@ class Activation:
                     sends=changes.sends,
                 )
                 self._commit(record, context, no_reply, OK, b"")
+            else:
+                context.ended()
         except BaseException:
             self.state.rollback()
             raise

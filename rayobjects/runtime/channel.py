@@ -52,6 +52,10 @@ it; then a new session asks again. A call to a dead node can hang for 15 s (Ray)
 RETRY_FIRST_S = 0.02
 RETRY_MAX_S = 0.5
 
+SHORT_SESSION_S = 0.1
+"""A session that ends sooner is followed by such a pause: a host whose storage does not open
+answers every call at once, and every standing request with `stale`."""
+
 Handle = Any
 Replied = Callable[[Reply | RayObjectsError], None]
 
@@ -107,6 +111,7 @@ class Channel:
         self._pushed = 0
         self._sockets_told = False
         self._closed = False
+        self._connected_at = float("-inf")
 
     # -- calls ----------------------------------------------------------------------------------
 
@@ -183,6 +188,7 @@ class Channel:
             self._lost(session, error)
             return
         if session != self._session:
+            self._acks.extend(batch.acks)  # perhaps not taken; to say so twice does no harm
             return
         self._under_way -= 1
         replies = decode_replies(answer)
@@ -266,6 +272,8 @@ class Channel:
         started_at = self._clock.monotonic()
         delay_s = RETRY_FIRST_S
         why: object = "it gave no answer"
+        if started_at - self._connected_at < SHORT_SESSION_S:
+            await asyncio.sleep(SHORT_SESSION_S)  # it answers and lets go at once: do not press it
         while not self._closed:
             self._begin_session()
             batch = None
@@ -278,6 +286,7 @@ class Channel:
                 replies = decode_replies(answer)
                 if not replies.stale:
                     self._handle, self._connected = handle, True
+                    self._connected_at = self._clock.monotonic()
                     self._arrived(replies, batch)
                     self._flush()
                     return
@@ -296,7 +305,9 @@ class Channel:
                         "id, and look at `rayobjects status`"
                     )
                 )
-                return
+                if not self.sockets:
+                    return
+                started_at = self._clock.monotonic()  # their objects may have messages for them
             await asyncio.sleep(delay_s)
             delay_s = min(RETRY_MAX_S, delay_s * 2)
 
@@ -322,10 +333,6 @@ class Channel:
         self._connected = False
         self._session += 1
         self._fail_waiting(Unavailable("the client was shut down: call ro.init() again"))
-
-    @property
-    def idle(self) -> bool:
-        return not self._waiting and not self.sockets
 
 
 def _brief(why: object) -> str:

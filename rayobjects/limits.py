@@ -143,10 +143,23 @@ LIST_HOSTS_AT_ONCE_MAX = 16
 CHAIN_DEPTH_MAX = 64
 """Objects that wait for each other in one chain of calls."""
 
+LOG_ENTRY_CHARACTERS_MAX = 16 * KIB
+"""A logged message or traceback: a hundred frames; beyond, its middle is left out."""
+
+LOG_ENTRIES_PER_S_MAX = 10
+"""What one host logs in a second: more than anybody reads; the others are counted."""
+
+LOG_BYTES_MAX = 10 * MIB
+"""One host's log; beyond, it is renamed, the renamed one before it goes, and a new one begins."""
+
+LOG_READ_BYTES_MAX = 1 * MIB
+"""What is read of a host's log at once."""
+
 assert VALUE_BYTES_MAX < CALL_BYTES_MAX < RECORD_BYTES_MAX
 assert VALUE_BYTES_MAX < CHANGES_BYTES_MAX
 assert CALL_BYTES_MAX + CHANGES_BYTES_MAX < RECORD_BYTES_MAX
 assert VALUE_BYTES_MAX <= REMEMBERED_BYTES_MAX
 assert GROUP_BYTES_MAX <= UNSYNCED_BYTES_MAX <= MEMTABLE_BYTES_MAX
 assert FOLD_BYTES < MEMTABLE_BYTES_MAX
+assert 16 * LOG_ENTRY_CHARACTERS_MAX < LOG_READ_BYTES_MAX < LOG_BYTES_MAX
 assert POLL_S < GATEWAY_SILENT_S < FINISHED_WINDOW_S

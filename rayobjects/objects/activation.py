@@ -274,7 +274,7 @@ class Activation:
         elif isinstance(error, RayObjectsError):
             wrapped = error
         else:
-            wrapped = MethodError.of(self._target(call), error)
+            wrapped = self.host.raised(self._target(call), error)
         if call.encoding == SOCKET and call.method == "on_close":
             self._close_alone(call, context, respond, wrapped)
             return
@@ -284,7 +284,8 @@ class Activation:
         self, call: Call, context: CallContext, respond: Respond, error: RayObjectsError
     ) -> None:
         """on_close raised, so what it wrote is rolled back; but the socket is gone all the same."""
-        self.host.report(error.message)
+        if not isinstance(error, MethodError):  # that one has been logged
+            self.host.report(error.message)
         self.state.begin()
         self.sockets.closed(messages.decode_socket_event(call.args).socket)
         changes = self.state.changes()
@@ -383,7 +384,7 @@ class Activation:
         except RayObjectsError as error:
             self._refuse(ERROR, to_wire(error, with_cause=False))
         except BaseException as error:
-            wrapped = MethodError.of(f"{self.id}.on_start", error)
+            wrapped = self.host.raised(f"{self.id}.on_start", error)
             self._refuse(ERROR, to_wire(wrapped, with_cause=True))
         else:
             self._task = None
@@ -452,7 +453,7 @@ class Activation:
         try:
             await self._hook("on_stop")
         except BaseException as error:
-            self.host.report(f"{self.id}.on_stop raised {type(error).__name__}: {error}")
+            self.host.raised(f"{self.id}.on_stop", error)
         self.after_sync(self._left)
 
     def _left(self) -> None:

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from rayobjects import messages
 from rayobjects.clock import Clock
-from rayobjects.errors import Overloaded, StorageFailed, to_wire
+from rayobjects.errors import MethodError, Overloaded, StorageFailed, to_wire
 from rayobjects.ids import ObjectId
 from rayobjects.limits import (
     ACTIVATIONS_MAX,
@@ -265,6 +265,12 @@ class HostCore:
             del self.activations[key]
         if not self.activations:
             self._empty.set()
+
+    def raised(self, target: str, error: BaseException) -> MethodError:
+        """The error for whoever called `target`; also logged, for whoever wrote it."""
+        wrapped = MethodError.of(target, error)
+        logger.error(wrapped.message, extra={"traceback": wrapped.traceback})
+        return wrapped
 
     def report(self, message: str) -> None:
         """Says what no caller hears."""

@@ -8,7 +8,7 @@ import ray
 from rayobjects.ids import ObjectId
 from rayobjects.objects.catalog import ObjectClass
 from rayobjects.objects.ledger import Ledger
-from rayobjects.runtime import placement
+from rayobjects.runtime import hosts_log, placement
 from rayobjects.runtime.base_host import BaseHost
 from rayobjects.runtime.configuration import Configuration
 from rayobjects.runtime.remote_ledger import RemoteLedger
@@ -21,6 +21,7 @@ class DedicatedHost(BaseHost):
 
     def __init__(self, configuration: Configuration, host: str) -> None:
         super().__init__(configuration, host)
+        hosts_log.begin(host)
         class_name, _, name = host.partition("/")
         self.id = ObjectId(class_name, name)
         self._remote: RemoteLedger | None = None

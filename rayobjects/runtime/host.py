@@ -12,7 +12,7 @@ from rayobjects.errors import InvalidCall, RayObjectsError, StorageFailed, to_wi
 from rayobjects.ids import ObjectId
 from rayobjects.objects.catalog import ClassInfo, ObjectClass
 from rayobjects.objects.ledger import Ledger
-from rayobjects.runtime import placement
+from rayobjects.runtime import hosts_log, placement
 from rayobjects.runtime.base_host import BaseHost
 from rayobjects.runtime.configuration import (
     Catalog,
@@ -39,6 +39,7 @@ class ShardHost(BaseHost):
 
     def __init__(self, configuration: Configuration, host: str) -> None:
         super().__init__(configuration, host)
+        hosts_log.begin(host)
         shard = placement.shard_of_host(host)
         assert shard is not None
         self.number = shard

@@ -319,8 +319,12 @@ class Router:
             Unavailable: a host could not be asked for `unavailable_after_s` seconds.
             StorageFailed: a host cannot open its storage.
         """
-        if class_name not in await self.catalog():
-            raise InvalidCall(f"no class {class_name!r} is deployed", status=404)
+        classes = await self.catalog()
+        if class_name not in classes:
+            known = ", ".join(sorted(classes)) or "none"
+            raise InvalidCall(
+                f"no class {class_name!r} is deployed (there are: {known})", status=404
+            )
         gate = asyncio.Semaphore(LIST_HOSTS_AT_ONCE_MAX)
 
         give_up_at = self._clock.monotonic() + self.configuration.unavailable_after_s

@@ -84,12 +84,16 @@ class HostsLog(RotatingFileHandler):
             left_out = self._entries - LOG_ENTRIES_PER_S_MAX
             self._second, self._entries = second, 0
             if left_out > 0:
-                self._say(f"{left_out:,} further errors came in one second and are not shown")
+                self._say(
+                    f"{left_out:,} further errors came in one second and are not shown",
+                    record.created,
+                )
         self._entries += 1
         return self._entries <= LOG_ENTRIES_PER_S_MAX and bool(super().filter(record))
 
-    def _say(self, message: str) -> None:
+    def _say(self, message: str, at: float) -> None:
         record = logging.LogRecord("rayobjects", logging.WARNING, "", 0, message, (), None)
+        record.created = at
         self.acquire()
         try:
             self.emit(record)

@@ -133,6 +133,23 @@ class Manifest:
             lock.release()
             raise
 
+    @staticmethod
+    def check(root: str | Files) -> None:
+        """Refuses what `open` would refuse now, for who wants to know before hosts are started.
+        Makes and changes nothing.
+
+        Raises:
+            StorageFailed: as `open` does.
+        """
+        files = RealFiles(parse_root(root)) if isinstance(root, str) else root
+        _check_ours(files)
+        if not files.exists(_CLUSTER_LOCK):
+            return
+        lock = files.lock(_CLUSTER_LOCK, wait=False)
+        if lock is None:
+            raise _in_use(files, files.read(CLUSTER) or b"")
+        lock.release()  # a newcomer that has met it in this moment tries again
+
     def close(self) -> None:
         """Lets go of the root. May be called twice."""
         lock, self._lock = self._lock, None
@@ -270,8 +287,12 @@ def _join(files: Files, cluster_id: str) -> Lock:
                 lock.release()
             raise
         lock.release()
-    raise StorageFailed(
-        f"{files.root} is in use by the cluster {found.decode(errors='replace')!r}: stop that "
+    raise _in_use(files, found)
+
+
+def _in_use(files: Files, cluster_id: bytes) -> StorageFailed:
+    return StorageFailed(
+        f"{files.root} is in use by the cluster {cluster_id.decode(errors='replace')!r}: stop that "
         "cluster, or use another storage root"
     )
 

@@ -44,6 +44,23 @@ def test_slots_are_dealt_out_evenly(tmp_path: Path, shards: int) -> None:
     again.close()
 
 
+def test_a_look_at_a_root_changes_nothing(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    Manifest.check(str(root))
+    assert not root.exists()
+    manifest = Manifest.open(str(root), "cluster-a", 1)
+    before = sorted(path.name for path in root.iterdir())
+    with pytest.raises(StorageFailed, match="in use by the cluster 'cluster-a'"):
+        Manifest.check(str(root))
+    manifest.close()
+    Manifest.check(str(root))
+    assert sorted(path.name for path in root.iterdir()) == before
+    Manifest.open(str(root), "cluster-b", 1).close()
+    (root / "manifest.json").write_text('{"format": 999}')
+    with pytest.raises(StorageFailed, match="format 999, this version knows 1"):
+        Manifest.check(str(root))
+
+
 @pytest.mark.parametrize("shards", [0, -1, SLOT_COUNT + 1])
 def test_a_number_of_shards_that_cannot_be(tmp_path: Path, shards: int) -> None:
     with pytest.raises(StorageFailed, match="1 to 4,096 shards"):

@@ -7,7 +7,7 @@ indexes: a PRIMARY KEY made folds several times slower and no look-up faster (Du
 scans one integer column at about 3 ms a million rows).
 
     state     one row a key: `json` for what JSON gives back exactly, else `blob` (cloudpickle)
-    objects   the objects that exist
+    objects   the objects that exist, with the class's version that last wrote each
     sockets   open sockets
     replies   finished calls within their window
     sends     socket messages that their gateways have not acknowledged
@@ -61,7 +61,8 @@ OPEN_AGAIN_S = 0.1
 _TABLES = """
 CREATE TABLE state (slot USMALLINT, object_hash UBIGINT, key_hash UBIGINT, class VARCHAR,
     name VARCHAR, key VARCHAR, json VARCHAR, blob BLOB);
-CREATE TABLE objects (slot USMALLINT, object_hash UBIGINT, class VARCHAR, name VARCHAR);
+CREATE TABLE objects (slot USMALLINT, object_hash UBIGINT, class VARCHAR, name VARCHAR,
+    version UBIGINT);
 CREATE TABLE sockets (object_hash UBIGINT, class VARCHAR, name VARCHAR, socket VARCHAR, body BLOB);
 CREATE TABLE replies (call_id VARCHAR, finished_at DOUBLE, body BLOB);
 CREATE TABLE sends (class VARCHAR, name VARCHAR, sequence UBIGINT, body BLOB);
@@ -174,6 +175,17 @@ class Checkpoint:
                 f"{self._path} belongs to the shard {meta.get('shard')}, not to {shard}: put the "
                 "files back to where they came from"
             )
+        with self._translated():
+            self._upgrade()
+
+    def _upgrade(self) -> None:
+        """Adds what an earlier release of the same format did not have."""
+        columns = self._connection.execute(
+            "SELECT column_name FROM information_schema.columns "
+            "WHERE table_catalog = 'shard' AND table_name = 'objects'"
+        ).fetchall()
+        if ("version",) not in columns:
+            self._connection.execute("ALTER TABLE objects ADD COLUMN version UBIGINT")
 
     def rest(self) -> Rest:
         """Everything besides the state, for the owner's memory."""
@@ -218,16 +230,17 @@ class Checkpoint:
 
     # -- reading -------------------------------------------------------------------------------
 
-    def sizes(self, ids: Sequence[ObjectId], keys_max: int) -> dict[Key, tuple[int, int]]:
-        """(number of items, their bytes) of those of the objects that exist; an object with more
-        than `keys_max` items may be reported with some of them only, but more than `keys_max`."""
+    def sizes(self, ids: Sequence[ObjectId], keys_max: int) -> dict[Key, tuple[int, int, int]]:
+        """(number of items, their bytes, version) of those of the objects that exist; an object
+        with more than `keys_max` items may be reported with some of them only, but more than
+        `keys_max`."""
         if len(ids) == 1:
             return self._size(ids[0], keys_max)
         hashes = [object_hash(id) for id in ids]
         with self._translated():
             query = self._cursor().execute
             existing = query(
-                "SELECT class, name FROM objects WHERE object_hash IN "
+                "SELECT class, name, version FROM objects WHERE object_hash IN "
                 "(SELECT unnest(?::UBIGINT[]))",
                 [hashes],
             ).fetchall()
@@ -236,29 +249,30 @@ class Checkpoint:
                 "(SELECT unnest(?::UBIGINT[])) AND starts_with(key, ?) GROUP BY class, name",
                 [hashes, ITEM],
             ).fetchall()
-        result = dict.fromkeys(existing, (0, 0))
-        result |= {row[:2]: row[2:] for row in rows if row[:2] in result}
+        result = {(kind, name): (0, 0, version or 0) for kind, name, version in existing}
+        result |= {row[:2]: (*row[2:], result[row[:2]][2]) for row in rows if row[:2] in result}
         return result
 
-    def _size(self, id: ObjectId, keys_max: int) -> dict[Key, tuple[int, int]]:
+    def _size(self, id: ObjectId, keys_max: int) -> dict[Key, tuple[int, int, int]]:
         """The same for one object, in one query that is planned in a third of the time."""
         with self._translated():
             rows = (
                 self._cursor()
                 .execute(
-                    "SELECT class, name, NULL FROM objects WHERE object_hash = $1 UNION ALL "
-                    f"(SELECT class, name, {_SIZE} FROM state WHERE object_hash = $1 AND "
+                    "SELECT class, name, NULL, version FROM objects WHERE object_hash = $1 "
+                    f"UNION ALL (SELECT class, name, {_SIZE}, NULL FROM state "
+                    "WHERE object_hash = $1 AND "
                     f"starts_with(key, '{ITEM}') LIMIT {int(keys_max) + 1})",
                     [object_hash(id)],
                 )
                 .fetchall()
             )
         # Namesakes have the same hash. If they have filled the page, it may be theirs alone.
-        sizes = [size for _, _, size in rows if size is not None]
+        sizes = [size for _, _, size, _ in rows if size is not None]
         if len(sizes) <= keys_max:
-            sizes = [size for kind, name, size in rows if size is not None and (kind, name) == id]
-        exists = any(size is None and (kind, name) == id for kind, name, size in rows)
-        return {(id[0], id[1]): (len(sizes), sum(sizes))} if exists else {}
+            sizes = [row[2] for row in rows if row[2] is not None and row[:2] == id]
+        versions = [row[3] or 0 for row in rows if row[2] is None and row[:2] == id]
+        return {(id[0], id[1]): (len(sizes), sum(sizes), versions[0])} if versions else {}
 
     def entries(
         self, ids: Sequence[ObjectId], *, attributes_only: bool

@@ -35,9 +35,10 @@ class Delta:
         cleared: older items are gone (not older attributes).
         entries: key → (encoding, data); DELETED where the key is gone.
         sockets: ids of the sockets that changed.
+        version: of the class that last wrote it, 0 if no record said so.
     """
 
-    __slots__ = ("cleared", "deleted", "entries", "exists", "sockets")
+    __slots__ = ("cleared", "deleted", "entries", "exists", "sockets", "version")
 
     def __init__(self) -> None:
         self.exists: bool | None = None
@@ -45,6 +46,7 @@ class Delta:
         self.cleared = False
         self.entries: dict[str, tuple[int, bytes]] = {}
         self.sockets: set[str] = set()
+        self.version = 0
 
     def apply(self, record: Record) -> None:
         """Takes over what the record did."""
@@ -63,6 +65,7 @@ class Delta:
                 entries[key] = (encoding, data)
         for change in record.sockets:
             self.sockets.add(change.socket)
+        self.version = record.version or self.version
         if record.delete:  # does it begin anew in the same call?
             self.exists = any(map(is_live, self.entries.values())) or any(
                 change.open for change in record.sockets
@@ -83,6 +86,7 @@ class Delta:
         self.entries.update(younger.entries)
         if younger.exists is not None:
             self.exists = younger.exists
+        self.version = younger.version or self.version
 
     @property
     def hides_items(self) -> bool:
@@ -143,6 +147,7 @@ class Memtable:
                     for name, encoding, data in record.writes:
                         entries[name] = (encoding, data)
                     delta.exists = True
+                    delta.version = record.version or delta.version
                 else:
                     delta.apply(record)
                 if record.claims:

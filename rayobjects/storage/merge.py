@@ -119,17 +119,26 @@ def _merge_state(cursor: Any, fold: FoldInput) -> None:
 
 def _merge_objects(cursor: Any, fold: FoldInput) -> None:
     changed = [
-        (object_hash(ObjectId(*key)), *key, int(delta.exists))
+        (object_hash(ObjectId(*key)), *key, int(delta.exists), delta.version)
         for key, delta in fold.deltas.items()
         if delta.exists is not None
     ]
     if changed:
-        _begin(cursor, "object_hash UBIGINT, class VARCHAR, name VARCHAR, live UBIGINT")
-        _bring(cursor, "object_hash class name live", changed)
+        _begin(
+            cursor,
+            "object_hash UBIGINT, class VARCHAR, name VARCHAR, live UBIGINT, version UBIGINT",
+        )
+        _bring(cursor, "object_hash class name live version", changed)
+        if not all(version for *_, version in changed):  # nobody said: it stays what it was
+            cursor.execute(
+                "UPDATE incoming SET version = objects.version FROM objects "
+                "WHERE incoming.version = 0 AND objects.object_hash = incoming.object_hash "
+                "AND objects.class = incoming.class AND objects.name = incoming.name"
+            )
         _delete(cursor, "objects", "object_hash", "class name")
         cursor.execute(
-            "INSERT INTO objects SELECT object_hash >> 52, object_hash, class, name FROM incoming "
-            "WHERE live = 1"
+            "INSERT INTO objects SELECT object_hash >> 52, object_hash, class, name, version "
+            "FROM incoming WHERE live = 1"
         )
 
 

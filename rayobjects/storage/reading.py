@@ -22,12 +22,14 @@ from rayobjects.storage.worker import Worker
 
 @dataclass
 class Stored:
-    """An object as the checkpoint has it; `whole` and `entries` as in `records.Loaded`."""
+    """An object as the checkpoint has it; `whole`, `entries` and `version` as in
+    `records.Loaded`."""
 
     exists: bool = False
     whole: bool = True
     keys: int = 0
     entries: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    version: int = 0
 
 
 _Waiting = tuple[Key, "asyncio.Future[Loaded]"]
@@ -116,9 +118,9 @@ class Reading:
         sizes = checkpoint.sizes([ObjectId(*key) for key in keys], LOAD_WHOLE_KEYS_MAX)
         for key in keys:  # not in `sizes`: other objects with the same hashes may be there too
             if key in sizes:
-                items, size = sizes[key]
+                items, size, version = sizes[key]
                 whole = items <= LOAD_WHOLE_KEYS_MAX and size <= LOAD_WHOLE_BYTES_MAX
-                result[key] = Stored(exists=True, whole=whole, keys=items)
+                result[key] = Stored(exists=True, whole=whole, keys=items, version=version)
         for whole in (True, False):
             ids = [ObjectId(*key) for key, stored in result.items() if stored.whole is whole]
             if ids:
@@ -158,6 +160,7 @@ class Reading:
             keys,
             self._indexes.sockets_of(key),
             self._indexes.owner(key),
+            delta.version or base.version,
         )
 
     # -- parts of large objects ---------------------------------------------------------------

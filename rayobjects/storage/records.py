@@ -64,6 +64,7 @@ class Record(msgspec.Struct, array_like=True, gc=False):
         sends: messages for sockets; kept until their gateway has acknowledged them.
         owner_epoch: the epoch of a dedicated object's own actor; 0 under shared hosting.
         claims: the record only makes `owner_epoch` the object's epoch.
+        version: of the class that wrote it; 0 where it says nothing of that.
     """
 
     class_name: str
@@ -81,6 +82,7 @@ class Record(msgspec.Struct, array_like=True, gc=False):
     claims: bool = False
     sequence: int = 0
     epoch: int = 0
+    version: int = 0
 
 
 class Loaded(msgspec.Struct, array_like=True):
@@ -93,6 +95,7 @@ class Loaded(msgspec.Struct, array_like=True):
         keys: how many storage keys (with ITEM) it has; exact if `whole`.
         sockets: its open sockets.
         owner_epoch: the dedicated owner's epoch, 0 if it never had one.
+        version: of the class that last wrote it; 0 if that was before versions were kept.
     """
 
     exists: bool
@@ -101,6 +104,7 @@ class Loaded(msgspec.Struct, array_like=True):
     keys: int = 0
     sockets: list[SocketChange] = []
     owner_epoch: int = 0
+    version: int = 0
 
 
 class Finished(msgspec.Struct, array_like=True, gc=False):

@@ -48,6 +48,8 @@ class Settings(BaseSettings):
         unavailable_after_s: how many seconds a caller looks for a host before calls fail.
         host: the gateway's address; loopback only.
         port: the gateway's port.
+        allowed_hosts: names, separated by commas, that the gateway answers to beside 127.0.0.1,
+            localhost and [::1]: those of a proxy in front of it; `*` for every name.
         clusters_directory: where this user's running clusters are listed.
     """
 
@@ -62,6 +64,7 @@ class Settings(BaseSettings):
     unavailable_after_s: float = Field(default=30.0, gt=0)
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65_535)
+    allowed_hosts: str = ""
     clusters_directory: Path = Field(default_factory=clusters_directory_default)
 
 

@@ -135,7 +135,11 @@ def _start_gateway(application: Application, settings: Settings) -> None:
     from rayobjects.serve.run import start_gateway
 
     start_gateway(
-        host=settings.host, port=settings.port, pages=application.pages, app=application.app
+        host=settings.host,
+        port=settings.port,
+        pages=application.pages,
+        app=application.app,
+        allowed_hosts=settings.allowed_hosts.split(","),
     )
 
 

@@ -21,6 +21,7 @@ from pydantic_core import ValidationError
 
 from rayobjects.errors import InvalidCall, MethodError
 from rayobjects.messages import encode_json
+from rayobjects.objects.strict_json import mistake_in
 
 REF_PREFIX = "#/components/schemas/"
 """Where the schemas refer to their definitions, as OpenAPI wants it."""
@@ -130,6 +131,13 @@ class ArgumentParser:
             raise self._refusal(error) from None
         except Exception as error:
             raise MethodError.of(f"checking the arguments of {self._target}", error) from error
+        mistake = mistake_in(body, len(arguments)) if body else None
+        if mistake is not None:
+            field, message = mistake
+            raise InvalidCall(
+                f"wrong arguments for {self._target}: {field}: {message}",
+                details={"errors": [{"field": field, "message": message}]},
+            )
         return arguments
 
     def _refusal(self, error: ValidationError) -> InvalidCall:

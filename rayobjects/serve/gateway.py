@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import msgspec
 
@@ -41,6 +41,7 @@ from rayobjects.serve.problems import (
 )
 from rayobjects.serve.requests import Request, forward, read_body
 from rayobjects.serve.sockets import SocketTable
+from rayobjects.serve.visitors import Visitors
 
 logger = logging.getLogger("rayobjects.gateway")
 
@@ -54,8 +55,6 @@ Answer = tuple[int, Headers, bytes]
 PAGE_NAMES = 100
 """Names on a page of a listing unless `limit` asks for another number."""
 
-_LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
-
 
 class Gateway:
     """The ASGI application.
@@ -64,6 +63,7 @@ class Gateway:
         router: the way to the objects; its `on_push` is set here.
         pages: static pages by path: content type and body, served from memory.
         app: an ASGI application of the user's, for every path that is not ours.
+        allowed_hosts: names that it answers to beside those of the loopback; see `Visitors`.
     """
 
     def __init__(
@@ -72,10 +72,12 @@ class Gateway:
         *,
         pages: Mapping[str, tuple[str, bytes]] | None = None,
         app: Application | None = None,
+        allowed_hosts: Iterable[str] = (),
     ) -> None:
         self._router = router
         self._pages = dict(pages or {})
         self._app = app
+        self._visitors = Visitors(allowed_hosts)
         self._docs = Docs(router)
         self._sockets = SocketTable(router)
         router.on_push = self._sockets.push
@@ -97,38 +99,45 @@ class Gateway:
             await self._lifespan(scope, receive, send)
             return
         raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+        request = Request.of(scope)
         if kind == "websocket":
-            await self._socket(raw_path, scope, receive, send)
-        elif raw_path.startswith(PREFIX):
-            try:
-                answer = await self._object(raw_path, scope, receive)
-            except RayObjectsError as error:
-                answer = problem_of_error(error)
-            if answer is not None:
-                await _respond(send, answer)
-        else:
-            await self._other(raw_path, scope, receive, send)
+            await self._socket(raw_path, request, scope, receive, send)
+            return
+        try:
+            self._visitors.check_host(request)
+            if not raw_path.startswith(PREFIX):
+                await self._other(raw_path, scope, receive, send)
+                return
+            answer = await self._object(raw_path, request, scope, receive)
+        except RayObjectsError as error:
+            answer = problem_of_error(error)
+        await _respond(send, answer)
 
     # ---- objects -------------------------------------------------------------------------------
 
-    async def _object(self, raw_path: bytes, scope: Scope, receive: Receive) -> Answer | None:
+    async def _object(
+        self, raw_path: bytes, request: Request, scope: Scope, receive: Receive
+    ) -> Answer:
         target = parse_target(raw_path)
-        request = Request.of(scope)
-        if not _may_come_from(request.origin, request.host):
-            raise InvalidCall(
-                f"a page of {request.origin!r} may not use the objects of {request.host!r}: serve "
-                "the page from the same address",
-                status=403,
-            )
+        self._visitors.check_origin(request)
         verb = scope["method"]
         if target.path is not None:
             return await forward(self._router, target, request, scope, receive)
         if target.method is not None:
             if verb != "POST":
-                return _method_not_allowed("a method is called with POST", b"POST")
+                return _method_not_allowed(
+                    f"{target.method!r} is a method of an object, called with POST and not with "
+                    f"{verb}: its arguments are a JSON object in the body",
+                    b"POST",
+                )
             return await self._call(target, request, receive)
         if verb not in ("GET", "HEAD"):
-            return _method_not_allowed("this address is read with GET", b"GET")
+            where = f"/objects/{target.class_name}/NAME/METHOD"
+            return _method_not_allowed(
+                f"no method is named in this address, and without one it takes no {verb}: POST to "
+                f"{where} calls a method",
+                b"GET, HEAD",
+            )
         if target.name is None:
             return await self._list(target.class_name, scope["query_string"])
         status, headers, body = problem_of_status(
@@ -150,7 +159,8 @@ class Gateway:
         if body and not _may_be_json(request.content_type):
             raise InvalidCall(
                 f"the body's content type is {request.content_type.decode('latin-1')!r}: send the "
-                "arguments as a JSON object, with Content-Type: application/json",
+                "arguments as a JSON object, with Content-Type: application/json (with curl: "
+                "--json '{…}' in place of -d '{…}')",
                 status=415,
             )
         future = self._router.call(
@@ -175,25 +185,20 @@ class Gateway:
         following = names[-1] if len(names) == limit else None
         return _json({"names": names, "next": following})
 
-    async def _socket(self, raw_path: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-        if not raw_path.startswith(PREFIX):
-            if self._app is not None:
+    async def _socket(
+        self, raw_path: bytes, request: Request, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        try:
+            self._visitors.check_host(request)
+            if not raw_path.startswith(PREFIX):
+                if self._app is None:
+                    raise InvalidCall(f"nothing is at {scope['path']}", status=404)
                 await self._app(scope, receive, send)
                 return
-            await receive()
-            await _refuse(scope, send, problem_of_status(404, f"nothing is at {scope['path']}"))
-            return
-        try:
             target = parse_target(raw_path)
             if target.name is None or target.method is not None or target.path is not None:
                 raise InvalidCall("a WebSocket is opened at /objects/CLASS/NAME", status=404)
-            request = Request.of(scope)
-            if not _may_come_from(request.origin, request.host):
-                raise InvalidCall(
-                    f"a page of {request.origin!r} may not open sockets of {request.host!r}: "
-                    "serve the page from the same address",
-                    status=403,
-                )
+            self._visitors.check_origin(request)
         except InvalidCall as error:
             await receive()
             await _refuse(scope, send, problem_of_error(error))
@@ -217,7 +222,7 @@ class Gateway:
             answer = problem_of_error(error)
         if answer is not None:
             if verb not in ("GET", "HEAD"):
-                answer = _method_not_allowed("this address is read with GET", b"GET")
+                answer = _method_not_allowed(f"{path} is read with GET", b"GET, HEAD")
             await _respond(send, answer)
         elif self._app is not None:
             await self._app(scope, receive, send)
@@ -279,22 +284,6 @@ def _method_not_allowed(detail: str, allow: bytes) -> Answer:
     return status, [*headers, (b"allow", allow)], body
 
 
-def _may_come_from(origin: str, host: str) -> bool:
-    """Whether a page of that origin may use the gateway.
-
-    Every page that a browser has open can reach the loopback interface, and send a POST or open a
-    WebSocket without asking first. So an origin must be the address that was asked, or another
-    server on this machine; programs other than browsers send none.
-    """
-    if not origin:
-        return True
-    try:
-        parts = urlsplit(origin)
-        return parts.netloc == host or parts.hostname in _LOOPBACK_HOSTS
-    except ValueError:
-        return False
-
-
 def _may_be_json(content_type: bytes) -> bool:
     """A page's `fetch` calls a string text/plain, and many programs name no type at all."""
     media_type = content_type.split(b";", 1)[0].strip().lower()
@@ -306,9 +295,11 @@ def _may_be_json(content_type: bytes) -> bool:
     ) or media_type.endswith(b"+json")
 
 
-def _call_id(key: bytes) -> str:
-    if not key:
+def _call_id(key: bytes | None) -> str:
+    if key is None:
         return ""
+    if not key:
+        raise InvalidCall("the Idempotency-Key is empty: use a UUID")
     if len(key) > IDEMPOTENCY_KEY_BYTES_MAX or not all(0x20 <= byte < 0x7F for byte in key):
         raise InvalidCall(
             f"an Idempotency-Key is 1 to {IDEMPOTENCY_KEY_BYTES_MAX} printable ASCII characters: "
@@ -324,10 +315,9 @@ def _page(query: bytes) -> tuple[str, str, int]:
     except UnicodeDecodeError:
         raise InvalidCall("the query is not UTF-8: percent-encode its UTF-8 bytes") from None
     limit_text = fields.get("limit", [str(PAGE_NAMES)])[-1]
-    if not (limit_text.isascii() and limit_text.isdigit() and len(limit_text) < 10):
-        raise InvalidCall(
-            f"limit is a number from 1 to {PAGE_KEYS_MAX}, not {limit_text!r}",
-            details={"errors": [{"field": "limit", "message": "not a number"}]},
-        )
-    limit = min(max(int(limit_text), 1), PAGE_KEYS_MAX)
+    digits = limit_text.isascii() and limit_text.isdigit() and len(limit_text) < 10
+    if not digits or int(limit_text) == 0:
+        message = f"limit is a number from 1 to {PAGE_KEYS_MAX:,}, not {limit_text!r}"
+        raise InvalidCall(message, details={"errors": [{"field": "limit", "message": message}]})
+    limit = min(int(limit_text), PAGE_KEYS_MAX)
     return fields.get("prefix", [""])[-1], fields.get("after", [""])[-1], limit

@@ -30,21 +30,38 @@ HOP_BY_HOP = frozenset(
 
 
 class Request:
-    """The few headers that the gateway looks at, picked in one pass over them."""
+    """The few headers that the gateway looks at, picked in one pass over them.
 
-    __slots__ = ("content_length", "content_type", "host", "idempotency_key", "origin")
+    Attributes:
+        idempotency_key: None if there is none.
+        fetch_site, fetch_mode: what a browser says of the page that asks (Sec-Fetch-*).
+    """
+
+    __slots__ = (
+        "content_length",
+        "content_type",
+        "fetch_mode",
+        "fetch_site",
+        "host",
+        "idempotency_key",
+        "origin",
+    )
 
     content_length: bytes
     content_type: bytes
+    fetch_mode: bytes
+    fetch_site: bytes
     host: str
-    idempotency_key: bytes
+    idempotency_key: bytes | None
     origin: str
 
     @classmethod
     def of(cls, scope: MutableMapping[str, Any]) -> Request:
         """Reads them from an ASGI scope, whose header names are lower case."""
         request = cls()
-        request.content_length = request.content_type = request.idempotency_key = b""
+        request.content_length = request.content_type = b""
+        request.fetch_mode = request.fetch_site = b""
+        request.idempotency_key = None
         request.host = request.origin = ""
         for key, value in scope["headers"]:
             if key == b"content-type":
@@ -55,10 +72,12 @@ class Request:
                 request.host = value.decode("latin-1")
             elif key == b"idempotency-key":
                 request.idempotency_key = value
-                if not value:
-                    raise InvalidCall("the Idempotency-Key is empty: use a UUID")
             elif key == b"origin":
                 request.origin = value.decode("latin-1")
+            elif key == b"sec-fetch-site":
+                request.fetch_site = value
+            elif key == b"sec-fetch-mode":
+                request.fetch_mode = value
         return request
 
 

@@ -15,7 +15,7 @@ import errno
 import logging
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import ray
@@ -54,6 +54,7 @@ def start_gateway(
     replicas: int = 1,
     pages: Mapping[str, Any] | None = None,
     app: Application | None = None,
+    allowed_hosts: Iterable[str] = (),
     connect: Connect | None = None,
 ) -> None:
     """Starts the gateway on the cluster that this process is attached to, and returns when it
@@ -65,6 +66,8 @@ def start_gateway(
         replicas: processes; 1 serves about 6,000 requests/s.
         pages: static pages by path: a file's path, or content type and body.
         app: an ASGI application for every path that is not the gateway's; goes there by value.
+        allowed_hosts: names, without ports, that it answers to beside 127.0.0.1, localhost and
+            [::1]: those of a proxy in front of it; "*" for every name.
         connect: makes the router in the replica; the cluster's own unless given.
 
     Raises:
@@ -106,7 +109,7 @@ def start_gateway(
             ),
             logging_config={"enable_access_log": False, "log_level": "WARNING"},
         )
-        bound = deployment.bind(loaded, pickled_app, pickled_connect)
+        bound = deployment.bind(loaded, pickled_app, pickled_connect, list(allowed_hosts))
         serve.run(bound, name=APPLICATION, route_prefix="/", logging_config=None)
     except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
         raise Unavailable(
@@ -202,15 +205,27 @@ def _replica_class() -> Any:
 
     @serve.ingress()
     class Replica:
-        def __init__(self, pages: dict[str, tuple[str, bytes]], app: bytes, connect: bytes) -> None:
+        def __init__(
+            self,
+            pages: dict[str, tuple[str, bytes]],
+            app: bytes,
+            connect: bytes,
+            allowed_hosts: list[str],
+        ) -> None:
             _keep_grpc_on_loopback()
             self._pages = pages
+            self._allowed_hosts = allowed_hosts
             self._app = cloudpickle.loads(app) if app else None
             self._connect: Connect = cloudpickle.loads(connect) if connect else _cluster_router
 
         async def __serve_build_asgi_app__(self) -> Gateway:
             self._router = await self._connect()
-            return Gateway(self._router, pages=self._pages, app=self._app)
+            return Gateway(
+                self._router,
+                pages=self._pages,
+                app=self._app,
+                allowed_hosts=self._allowed_hosts,
+            )
 
         async def __del__(self) -> None:
             if hasattr(self, "_router"):

@@ -41,7 +41,7 @@ def run(
 ) -> httpx.Response:
     async def main() -> httpx.Response:
         transport = httpx.ASGITransport(gateway)  # type: ignore[arg-type]
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             return await use(client)
 
     return asyncio.run(main())
@@ -207,17 +207,18 @@ def test_a_body_must_be_json(content_type: str, status: int) -> None:
     assert answer.status_code == status
     if status == 415:
         assert "application/json" in answer.json()["detail"]
+        assert "--json" in answer.json()["detail"]
     assert post(DoubleRouter(), path, headers=headers).status_code == 200  # there is no body
 
 
 @pytest.mark.parametrize(
     ("origin", "status"),
     [
-        ("http://gateway", 200),
+        ("http://127.0.0.1", 200),
         ("http://localhost:5173", 200),
         ("http://127.0.0.1:9", 200),
         ("https://evil.example", 403),
-        ("http://gateway.evil.example", 403),
+        ("http://127.0.0.1.evil.example", 403),
         ("null", 403),
         ("http://[", 403),
     ],
@@ -229,14 +230,76 @@ def test_pages_of_other_sites_are_refused(origin: str, status: int) -> None:
     assert len(router.calls) == (status == 200)
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8000", 200),
+        ("LOCALHOST", 200),
+        ("localhost.:8000", 200),
+        ("[::1]:8000", 200),
+        ("objects.example", 200),
+        ("objects.example:443", 200),
+        ("evil.example", 421),
+        ("evil.example:8000", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("[::2]", 421),
+    ],
+)
+@pytest.mark.parametrize("path", ["/objects/Counter/home/increment", "/docs", "/mine"])
+def test_only_names_of_loopback_and_those_that_are_allowed(
+    host: str, status: int, path: str
+) -> None:
+    """A page whose name is made to point here (DNS rebinding) is of our own origin otherwise."""
+    from fastapi import FastAPI
+
+    app = FastAPI()
+    app.get("/mine")(lambda: "mine")
+    router = DoubleRouter()
+    gateway = Gateway(router, app=app, allowed_hosts=["objects.example"])
+    headers = {"host": host, "origin": f"http://{host}"}
+    method = "POST" if "objects" in path else "GET"
+    for _ in range(2):  # the second time the name is known
+        answer = run(gateway, lambda client: client.request(method, path, headers=headers))
+        assert answer.status_code == status
+    if status == 421:
+        assert "RAYOBJECTS_ALLOWED_HOSTS" in answer.json()["detail"]
+        assert not router.calls
+
+
+def test_every_name_can_be_allowed() -> None:
+    gateway = Gateway(DoubleRouter(), allowed_hosts=["*"])
+    headers = {"host": "anything.example"}
+    path = "/objects/Counter/home/increment"
+    assert run(gateway, lambda client: client.post(path, headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("site", "mode", "status"),
+    [
+        ("cross-site", "no-cors", 403),
+        ("cross-site", "navigate", 426),
+        ("same-origin", "cors", 426),
+        ("same-site", "no-cors", 426),
+        ("none", "navigate", 426),
+    ],
+)
+def test_images_and_scripts_of_other_sites_are_refused(site: str, mode: str, status: int) -> None:
+    headers = {"sec-fetch-site": site, "sec-fetch-mode": mode}
+    assert get(DoubleRouter(), "/objects/Room/lobby", headers=headers).status_code == status
+
+
 def test_other_verbs() -> None:
     router = DoubleRouter()
     answer = get(router, "/objects/Counter/home/increment")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
-    answer = post(router, "/objects/Counter/home")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+    assert "'increment' is a method" in answer.json()["detail"]
+    assert "POST and not with GET" in answer.json()["detail"]
+    for path in ("/objects/Counter/home", "/objects/Counter"):
+        answer = post(router, path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
+        assert "POST to /objects/Counter/NAME/METHOD" in answer.json()["detail"]
     answer = post(router, "/docs")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
 
 
 def test_an_object_without_upgrade_needs_one() -> None:
@@ -251,7 +314,7 @@ def test_a_client_that_goes_away_does_not_cancel_its_call() -> None:
         router = DoubleRouter()
         router.held = asyncio.Event()
         transport = httpx.ASGITransport(Gateway(router))  # type: ignore[arg-type]
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             sent: asyncio.Future[asyncio.Future[Any]] = asyncio.get_running_loop().create_future()
             call = router.call
 
@@ -288,11 +351,12 @@ def test_listing_in_pages() -> None:
     assert router.listings[-1] == ("Counter", "", "", PAGE_KEYS_MAX)
 
 
-@pytest.mark.parametrize("query", ["limit=many", "limit=-1", "limit=", "limit=%C2%B2"])
+@pytest.mark.parametrize("query", ["limit=many", "limit=-1", "limit=", "limit=%C2%B2", "limit=0"])
 def test_a_bad_limit(query: str) -> None:
     answer = get(DoubleRouter(classes={"Counter": Info("Counter")}), f"/objects/Counter?{query}")
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["field"] == "limit"
+    assert "from 1 to 1,000" in answer.json()["detail"]
 
 
 def test_bad_listings() -> None:

@@ -190,6 +190,20 @@ def test_wrong_openings(path: str, origin: str | None, status: int) -> None:
     run(EchoRoom(), use)
 
 
+@pytest.mark.parametrize("path", ["/objects/Room/lobby", "/mine"])
+def test_names_that_were_not_allowed(path: str) -> None:
+    async def use(room: EchoRoom, url: str) -> None:
+        address = url.replace("ws://127.0.0.1", "ws://rebound.example")
+        address = address.replace("/objects/Room/lobby", path)
+        port = int(url.split(":")[2].split("/")[0])
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(address, host="127.0.0.1", port=port, origin=address[:30])  # type: ignore[arg-type]
+        assert refused.value.response.status_code == 421
+        assert not room.calls
+
+    run(EchoRoom(), use)
+
+
 def test_sockets_of_the_users_app() -> None:
     from fastapi import FastAPI, WebSocket
 

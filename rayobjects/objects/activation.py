@@ -38,8 +38,9 @@ from rayobjects.errors import (
 from rayobjects.ids import ObjectId
 from rayobjects.limits import CALL_BYTES_MAX, CHAIN_DEPTH_MAX, CHAIN_WAIT_S, WAITING_CALLS_MAX
 from rayobjects.messages import ERROR, OK, PICKLE, REDIRECT, SOCKET, Call
-from rayobjects.objects.commit import Commit, Redirected, Respond, no_reply
+from rayobjects.objects.commit import Aborted, Commit, Redirected, Respond
 from rayobjects.objects.context import CallContext, current_call
+from rayobjects.objects.hooks import run_hook, start
 from rayobjects.objects.invocation import (
     Invocation,
     called,
@@ -196,7 +197,7 @@ class Activation:
     ) -> None:
         current_call.set(context)
         try:
-            result = await self._invoke(invocation)
+            result = await self.invoke(invocation)
         except BaseException as error:
             self._failed(call, invocation, context, respond, error)
         else:
@@ -205,7 +206,7 @@ class Activation:
         if not self.gone:
             self._next()
 
-    async def _invoke(self, invocation: Invocation) -> Any:
+    async def invoke(self, invocation: Invocation) -> Any:
         """Runs the method here, or for an object that reads by key on the host's lane."""
         if self.state.whole and not self.host.on_lane:
             return await called(invocation)
@@ -225,6 +226,8 @@ class Activation:
             return  # the journal failed meanwhile; the call was answered
         status = OK
         try:
+            if self.state.aborted is not None:
+                raise Aborted(self.state.aborted)  # whoever has caught it
             changes = self.state.changes()
             status, body = encode_result(call, invocation, result)
             if len(body) > CALL_BYTES_MAX:
@@ -248,7 +251,7 @@ class Activation:
                     changes.sockets,
                     changes.sends,
                 )
-                self._commit(record, context, respond, status, body)
+                self.commit(record, context, respond, status, body)
                 self.state.commit()
                 return
         except BaseException as error:  # also a __reduce__ or model_dump of the user's that raises
@@ -269,7 +272,11 @@ class Activation:
             return
         self.state.rollback()
         wrapped: RayObjectsError
-        if is_binding_error(error):
+        if self.state.aborted is not None:
+            self.outdated = True
+            text = f"{self._target(call)} was ended by abort: {self.state.aborted}"
+            wrapped = MethodError(text, cause_type="Aborted")
+        elif is_binding_error(error):
             wrapped = InvalidCall(f"{self._target(call)}: {error}")
         elif isinstance(error, RayObjectsError):
             wrapped = error
@@ -291,7 +298,7 @@ class Activation:
         changes = self.state.changes()
         record = Record(*self.id, context.call_id, OK, b"", self.host.now, sockets=changes.sockets)
         try:
-            self._commit(record, context, respond, OK, b"")
+            self.commit(record, context, respond, OK, b"")
         except RayObjectsError as failure:
             self.state.rollback()
             self._reply_unwritten(ERROR, to_wire(failure, with_cause=False), respond)
@@ -304,7 +311,7 @@ class Activation:
         if context.made_calls and context.call_id:
             record = Record(*self.id, context.call_id, status, body, self.host.now)
             try:
-                self._commit(record, context, respond, status, body)
+                self.commit(record, context, respond, status, body)
             except RayObjectsError as error:
                 self._reply_unwritten(ERROR, to_wire(error, with_cause=False), respond)
         else:
@@ -326,7 +333,7 @@ class Activation:
         else:
             self.tail.followers.append(follow)
 
-    def _commit(
+    def commit(
         self,
         record: Record,
         context: CallContext | None,
@@ -334,6 +341,8 @@ class Activation:
         status: int,
         body: bytes,
     ) -> None:
+        assert self.object_class is not None
+        record.version = self.object_class.info.version
         # Before the ledger has it: one without threads may be done with it on return.
         before, self.tail = self.tail, Commit(self, record, context, respond, status, body)
         self.pending += 1
@@ -377,14 +386,14 @@ class Activation:
                 return
             self.state = State(self.id, self.host.ledger, loaded, self.object_class.fields)
             self.sockets = Sockets(self.state, loaded.sockets)
-            self.instance = create(self.object_class.cls, self.id, self.state, self.sockets)
-            await self._hook("on_start")
+            self.instance = create(self.object_class.cls, self.shown, self.state, self.sockets)
+            await start(self, loaded)
         except Redirected:
             self._refuse(REDIRECT, b"")
         except RayObjectsError as error:
-            self._refuse(ERROR, to_wire(error, with_cause=False))
+            self._refuse(ERROR, to_wire(error, with_cause=True))
         except BaseException as error:
-            wrapped = self.host.raised(f"{self.id}.on_start", error)
+            wrapped = self.host.raised(f"{self.shown}.__init__", error)
             self._refuse(ERROR, to_wire(wrapped, with_cause=True))
         else:
             self._task = None
@@ -401,36 +410,6 @@ class Activation:
             respond(status, body, 0)
         self._queue = None
 
-    async def _hook(self, name: str) -> None:
-        """Runs on_start or on_stop as a call of its own, with its own commit."""
-        assert self.object_class is not None
-        function = self.object_class.hook(name)
-        if function is None:
-            return
-        context = CallContext("", (), self)
-        current_call.set(context)
-        self.state.begin()
-        try:
-            await self._invoke(Invocation(function, (self.instance,), {}, True))
-            changes = self.state.changes()
-            if changes and not self.gone:
-                record = Record(
-                    self.id.class_name,
-                    self.id.name,
-                    writes=changes.writes,
-                    clear=changes.clear,
-                    delete=changes.delete,
-                    sockets=changes.sockets,
-                    sends=changes.sends,
-                )
-                self._commit(record, context, no_reply, OK, b"")
-            else:
-                context.ended()
-        except BaseException:
-            self.state.rollback()
-            raise
-        self.state.commit()
-
     def retire(self) -> None:
         """Takes the idle object out of memory; calls that come meanwhile go to its next
         activation. Does nothing while a call runs: `_next` asks again."""
@@ -444,14 +423,14 @@ class Activation:
         if self.gone:
             return
         stops = self.object_class is not None and self.object_class.hook("on_stop") is not None
-        if stops and not self.deleted:  # a deleted object must not come back
+        if stops and not self.deleted and self.state.aborted is None:  # it must not come back
             self._task = asyncio.ensure_future(self._stop())
         else:
             self._left()
 
     async def _stop(self) -> None:
         try:
-            await self._hook("on_stop")
+            await run_hook(self, "on_stop")
         except BaseException as error:
             self.host.raised(f"{self.id}.on_stop", error)
         self.after_sync(self._left)
@@ -480,8 +459,13 @@ class Activation:
 
     # -- words ----------------------------------------------------------------------------------
 
+    @property
+    def shown(self) -> ObjectId:
+        """The id as users know it."""
+        return self.object_class.shown(self.id) if self.object_class is not None else self.id
+
     def _target(self, call: Call) -> str:
-        return f"{self.id}.{call.method}"
+        return f"{self.shown}.{call.method}"
 
     def _chain_error(self, call: Call) -> RayObjectsError | None:
         if str(self.id) in call.chain:

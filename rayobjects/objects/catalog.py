@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from rayobjects.errors import InvalidCall
+from rayobjects.ids import ObjectId
 from rayobjects.objects.fields import Field, fields_of
 from rayobjects.objects.model import HOOKS, DurableObject, is_internal, options_of
 from rayobjects.objects.pickling import digest_of, is_user_module
@@ -58,6 +59,11 @@ class ClassInfo(msgspec.Struct):
         definitions: JSON schemas that those of the methods refer to, under
             `#/components/schemas/`; their names begin with the class's.
         sys_path: folders that the class's module could import from where it was deployed.
+        code_name: what the class is called in its code: its name when it was deployed.
+        stored_as: the name under which its objects are stored, where that is another: it stays
+            when the class is renamed.
+        former: the names that it had before it was renamed; stubs may still have them.
+        deleting: `rayobjects delete-class` has begun: no call is taken any more.
     """
 
     name: str
@@ -71,6 +77,16 @@ class ClassInfo(msgspec.Struct):
     requests: bool = False
     definitions: dict[str, Any] = {}
     sys_path: list[str] = []
+    code_name: str = ""
+    stored_as: str = ""
+    former: list[str] = []
+    deleting: bool = False
+
+    @property
+    def key(self) -> str:
+        """What the class is called wherever that must not change: in the storage, in the ids of its
+        objects on their way, in the names of its hosts."""
+        return self.stored_as or self.name
 
 
 class Method:
@@ -135,6 +151,10 @@ class ObjectClass:
             name: Method(cls, name, function) for name, function in methods_of(cls).items()
         }
         self._hooks = hooks_of(cls)
+
+    def shown(self, id: ObjectId) -> ObjectId:
+        """The id of one of its objects, as users know it."""
+        return ObjectId(self.info.name, id.name)
 
     def hook(self, name: str) -> Callable[..., Any] | None:
         """The function of a hook (`on_start`, …), None if the class does not define it."""

@@ -25,6 +25,11 @@ class Redirected(Exception):
     """The object's class is hosted elsewhere."""
 
 
+class Aborted(BaseException):
+    """The object has ended its running call (`self.abort`). No Exception, so that no handler for
+    those holds it up."""
+
+
 class Commit:
     """A record on its way to the disk, and what must not leave before it."""
 

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-HOOKS = ("on_start", "on_stop", "on_connect", "on_message", "on_close", "on_request")
+HOOKS = (
+    *("on_upgrade", "on_start", "on_stop"),
+    *("on_connect", "on_message", "on_close"),
+    "on_request",
+)
 """Methods that the runtime calls, and nobody else."""
 
 HOSTINGS = ("shared", "dedicated")
@@ -111,6 +115,32 @@ class DurableObject:
     def sockets(self) -> Sockets:
         """The object's open WebSockets."""
         return self._durable_sockets
+
+    def abort(self, reason: str) -> NoReturn:
+        """Gives this activation up, from inside a method: for an object whose memory cannot be
+        trusted any more.
+
+        The running call is rolled back and fails with a MethodError that has the reason; it is no
+        use to catch what this raises. Then the activation is dropped, without `on_stop`: what is in
+        plain attributes is gone. Calls that wait, and those that come, begin anew with the state
+        that was last committed. Sockets stay open.
+
+        Args:
+            reason: for the caller.
+
+        Raises:
+            RuntimeError: no call is under way.
+        """
+        self._durable_state.abort(str(reason))
+
+    def on_upgrade(self, from_version: int) -> Any:
+        """Called once for each object and version of the class, before `on_start`, when the object
+        wakes and an older version was the last that wrote it: convert the state here. Takes effect
+        as a whole, like a call; if it raises, the object's calls fail and its state stays.
+
+        Args:
+            from_version: the version that last wrote the object; 0 if that is not known.
+        """
 
     def on_start(self) -> Any:
         """Called before the first call of each activation: make connections and caches here."""

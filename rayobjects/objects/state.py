@@ -25,7 +25,7 @@ journal, and an activation that is lost is loaded again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -33,6 +33,7 @@ from rayobjects.errors import InvalidCall, StorageFailed
 from rayobjects.ids import ObjectId
 from rayobjects.limits import CHANGES_BYTES_MAX, PAGE_KEYS_MAX
 from rayobjects.messages import Send
+from rayobjects.objects.commit import Aborted
 from rayobjects.objects.committed import Committed
 from rayobjects.objects.fields import IMMUTABLE, Entry, Field, is_immutable
 from rayobjects.objects.ledger import Ledger
@@ -81,6 +82,7 @@ class State:
         live: decoded values, by key with prefix.
         running: whether a call is under way; only then can anything be written.
         exists: something has been committed for it.
+        aborted: why the object has given itself up; its activation ends with the call.
         sockets: the object's sockets.
         storage: what methods see as `self.storage`.
     """
@@ -93,6 +95,7 @@ class State:
         "_fields",
         "_prepared",
         "_touched",
+        "aborted",
         "exists",
         "id",
         "live",
@@ -108,6 +111,7 @@ class State:
         self.live: dict[str, Any] = {}
         self.running = False
         self.exists = loaded.exists
+        self.aborted: str | None = None
         self.sockets = Sockets(self, loaded.sockets)
         self.storage = StorageMap(self)
         self._committed = Committed(id, ledger, loaded)
@@ -230,6 +234,18 @@ class State:
             self._refuse()
         self._deleting = True
         self._clearing = True  # so that changes() looks
+
+    def abort(self, reason: str) -> NoReturn:
+        """Gives the activation up: the call is rolled back, and nothing that is in memory stays.
+
+        Raises:
+            RuntimeError: no call is under way.
+            Aborted: always, else.
+        """
+        if not self.running:
+            self._refuse()
+        self.aborted = reason
+        raise Aborted(reason)
 
     def trim(self) -> None:
         """Drops what the ledger has too: for the host, when none of this object's commits waits

@@ -9,8 +9,10 @@ Whatever happens, in the end every call has been answered, and
 
 A call that was answered with StorageFailed is there once or not at all.
 
-`RAYOBJECTS_EXAMPLES=5000 pytest tests/guarantees/test_guarantees_machine.py` runs for longer, and
-at random; without it the same few examples run each time.
+`RAYOBJECTS_EXAMPLES=5000 pytest --timeout=0 tests/guarantees/test_guarantees_machine.py` runs for
+longer, with longer examples, and at random; without it the same few examples run each time.
+
+An example that fails says what was asked and answered, step by step, and what the files hold.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from machine_report import files_report
 
 import rayobjects as ro
 from rayobjects.errors import MethodError, StorageFailed
@@ -39,6 +42,13 @@ from rayobjects.messages import OK
 from rayobjects.testing import FaultyFiles, LocalHost, LocalSocket, LocalStub
 
 T = TypeVar("T")
+
+# Read here: no RAYOBJECTS_ variable is left when tests run (see tests/conftest.py).
+EXAMPLES = int(os.environ.get("RAYOBJECTS_EXAMPLES", "0"))
+
+STEPS = 50 if EXAMPLES else 30
+FOLDS_MAX = 3 if EXAMPLES else 1
+"""A fold's first use of DuckDB takes longer than all the rest of an example."""
 
 NAMES = ("a", "b", "c")
 WITHIN_S = 20.0
@@ -133,6 +143,7 @@ class Disasters(RuleBasedStateMachine):
         self.directory = tempfile.TemporaryDirectory()
         self.objects = {name: Object() for name in NAMES}
         self.pending: list[asyncio.Task[None]] = []
+        self.history: list[str] = []
         self.tokens = 0
         self.moved_s = 0.0
         self.folds = 0
@@ -157,6 +168,27 @@ class Disasters(RuleBasedStateMachine):
         self.tokens += 1
         return f"t{self.tokens}"
 
+    def note(self, text: str) -> None:
+        """Writes down what happened, for the report of an example that fails."""
+        self.history.append(text)
+
+    def refused(self, text: str, error: StorageFailed) -> None:
+        self.note(f"{text}: not known ({error.message})")
+
+    def report(self, name: str, what: str, state: dict[str, Any]) -> str:
+        """Everything that helps to find out why an object is not as it should be."""
+        model = self.objects[name]
+        lines = [f"Book/{name}: {what}", "", "found:"]
+        lines += [f"  {key}: {value}" for key, value in state.items()]
+        lines += ["", "expected (None: not known):", f"  log: {model.log}"]
+        lines += [f"  gifts: {model.gifts}", f"  keyed: {model.keyed}"]
+        for client in model.sockets:
+            lines.append(f"  {client.socket.id} since {client.since}: said {client.said}")
+            lines.append(f"    received {client.socket.received} at {client.socket.positions}")
+        lines += ["", "history:", *(f"  {each}" for each in self.history)]
+        lines += ["", "files:", *(f"  {each}" for each in files_report(self.directory.name))]
+        return "\n".join(lines)
+
     def begin(self, call: Coroutine[Any, Any, None]) -> None:
         """Begins a call, and lets it get as far as its channel."""
         self.pending.append(self.loop.create_task(call))
@@ -169,11 +201,13 @@ class Disasters(RuleBasedStateMachine):
         async def call(token: str) -> None:
             method = self.stub(name).add_slowly if slowly else self.stub(name).add
             self.objects[name].log[token] = None
+            self.note(f"{name}.add{'_slowly' if slowly else ''}({token})")
             try:
                 await method.remote(token)
                 self.objects[name].log[token] = True
-            except StorageFailed:
-                pass
+                self.note(f"{name}.add({token}): acknowledged")
+            except StorageFailed as error:
+                self.refused(f"{name}.add({token})", error)
 
         for _ in range(count):
             self.begin(call(self.token()))
@@ -181,6 +215,7 @@ class Disasters(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES))
     def fail(self, name: str) -> None:
         async def call(token: str) -> None:
+            self.note(f"{name}.fail({token})")
             try:
                 await self.stub(name).fail.remote(token)
                 raise AssertionError("it should have failed")
@@ -197,12 +232,14 @@ class Disasters(RuleBasedStateMachine):
         async def call(token: str) -> None:
             self.objects[name].log[token] = None
             self.objects[other].gifts[token] = None
+            self.note(f"{name}.pass_on({token}, {other})")
             try:
                 await self.stub(name).pass_on.remote(token, self.stub(other))
                 self.objects[name].log[token] = True
                 self.objects[other].gifts[token] = True
-            except StorageFailed:
-                pass
+                self.note(f"{name}.pass_on({token}): acknowledged")
+            except StorageFailed as error:
+                self.refused(f"{name}.pass_on({token})", error)
 
         self.begin(call(self.token()))
 
@@ -212,12 +249,14 @@ class Disasters(RuleBasedStateMachine):
             model = self.objects[name]
             if key not in model.used_keys:
                 model.keyed.setdefault(key, None)
+            self.note(f"{name}.once({key})")
             try:
                 await self.host.post(self.stub(name), "once", {"key": key}, idempotency_key=key)
                 if key in model.keyed:
                     model.keyed[key] = True
-            except StorageFailed:
-                pass
+                self.note(f"{name}.once({key}): acknowledged")
+            except StorageFailed as error:
+                self.refused(f"{name}.once({key})", error)
 
         self.begin(call())
 
@@ -229,13 +268,15 @@ class Disasters(RuleBasedStateMachine):
             except StorageFailed:
                 return
             known = self.objects[name].log
-            assert [token for token in known if token in seen["log"]] == seen["log"]
+            if [token for token in known if token in seen["log"]] != seen["log"]:
+                raise AssertionError(self.report(name, "a read saw another log", seen))
 
         self.begin(call())
 
     @rule(name=st.sampled_from(NAMES))
     def delete(self, name: str) -> None:
         self.settle()
+        self.note(f"{name} is deleted")
 
         async def call() -> None:
             while True:
@@ -265,8 +306,10 @@ class Disasters(RuleBasedStateMachine):
         async def call() -> None:
             try:
                 opened.append(await self.host.connect(self.stub(name)))
-            except StorageFailed:
-                pass  # the gateway tells the object, as it does when a client has gone
+                self.note(f"{name}: {opened[0].id} is open")
+            except StorageFailed as error:
+                # The gateway tells the object, as it does when a client has gone.
+                self.refused(f"{name}: a socket", error)
 
         self.begin(call())
         self.wait()
@@ -284,7 +327,9 @@ class Disasters(RuleBasedStateMachine):
         async def call() -> None:
             if not bad:
                 client.said[token] = None
+            self.note(f"{client.socket.id} says {token}")
             reply = await client.socket.post(token)
+            self.note(f"{client.socket.id} says {token}: answered with status {reply.status}")
             if reply.status == OK:
                 assert not bad
                 client.said[token] = True
@@ -297,6 +342,7 @@ class Disasters(RuleBasedStateMachine):
         self.settle()
         pairs = [(each, client) for each in self.objects.values() for client in each.sockets]
         model, client = pairs[pick % len(pairs)]
+        self.note(f"{client.socket.id} is closed")
         self.begin(client.socket.close())
         self.wait()
         model.sockets.remove(client)
@@ -308,24 +354,29 @@ class Disasters(RuleBasedStateMachine):
     def stop_dead_soon(self, operations: int) -> None:
         files = self.host.files
         files.crash_at = files.operations + operations
+        self.note(f"the process will stop dead after {operations} operations")
 
     @rule(again=st.one_of(st.none(), st.integers(0, 25)))
     def power_fails(self, again: int | None) -> None:
+        self.note(f"the power fails; the next life stops dead at {again}")
         self.run(self.host.crash(crash_at=again))
 
     @rule()
     def process_dies(self) -> None:
+        self.note("the process dies")
         self.run(self.host.kill())
 
     @rule(step=st.sampled_from(["sync", "write"]), error=st.sampled_from([errno.EIO, errno.ENOSPC]))
     def disk_fails(self, step: str, error: int) -> None:
         self.host.files.fail(step, error, name="journal")
+        self.note(f"the next {step} fails ({errno.errorcode[error]})")
 
     @rule(answers=st.integers(0, 2), polls=st.integers(0, 2))
     def answers_are_lost(self, answers: int, polls: int) -> None:
         self.host.client.lose_answers = answers
         self.host.gateway().channel.lose_polls = polls
         self.host.gateway().channel.lose_answers = answers
+        self.note(f"{answers} answers and {polls} answers to standing requests are lost")
 
     # -- what passes ------------------------------------------------------------------------
 
@@ -341,6 +392,7 @@ class Disasters(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         if self.moved_s + seconds < MOVED_S_MAX:
             self.moved_s += seconds
+            self.note(f"{seconds} s pass")
             self.run(self.host.move(seconds))
 
     @rule(name=st.sampled_from(NAMES))
@@ -348,20 +400,22 @@ class Disasters(RuleBasedStateMachine):
         core = self.host.core
         activation = core.activations.get(("Book", name)) if core is not None else None
         if activation is not None:
+            self.note(f"{name} leaves memory")
             activation.retire()
 
-    @precondition(lambda self: self.folds < 1 and self.tokens > 9)
+    @precondition(lambda self: self.folds < FOLDS_MAX and self.tokens > 9)
     @rule()
     def fold(self) -> None:
         self.folds += 1
-        if self.host.dead:
-            return
 
         async def fold() -> None:
+            if self.host.dead:  # looked at here: it may die while the loop comes to this
+                return
+            self.note("fold")
             try:
                 await self.host.fold()
-            except StorageFailed:
-                pass
+            except StorageFailed as error:
+                self.refused("fold", error)
 
         self.run(fold())
 
@@ -374,6 +428,7 @@ class Disasters(RuleBasedStateMachine):
             everything = asyncio.ensure_future(asyncio.gather(*self.pending))
             while not everything.done():
                 if self.host.dead:
+                    self.note("the power had failed, and comes back")
                     await self.host.crash()
                 death = asyncio.ensure_future(self.host.death())
                 await asyncio.wait([everything, death], return_when=asyncio.FIRST_COMPLETED)
@@ -404,19 +459,36 @@ class Disasters(RuleBasedStateMachine):
         self.begin(call())
         self.wait()
         state = found[0]
-        before = dict(model.log)
-        assert state["log"] == settled(model.log, state["log"]), before
-        assert state["storage"] == {token: n for n, token in enumerate(state["log"], 1)}
-        assert sorted(state["gifts"]) == sorted(settled(model.gifts, state["gifts"]))
-        assert sorted(state["keyed"]) == sorted(settled(model.keyed, state["keyed"]))
-        said = state["said"]
+        log = settled(model.log, state["log"])
+        gifts = sorted(settled(model.gifts, state["gifts"]))
+        keyed = sorted(settled(model.keyed, state["keyed"]))
+        self.expect(name, "log", state, state["log"], log)
+        self.expect(
+            name, "storage", state, state["storage"], {each: n for n, each in enumerate(log, 1)}
+        )
+        self.expect(name, "gifts", state, sorted(state["gifts"]), gifts)
+        self.expect(name, "keyed", state, sorted(state["keyed"]), keyed)
+        said, attachments = state["said"], state["attachments"]
         for client in model.sockets:
+            id, socket = client.socket.id, client.socket
             mine = settled(client.said, said)
-            assert [token for token in said if token in client.said] == mine
-            assert client.socket.id in state["attachments"], (client, state)
-            assert state["attachments"][client.socket.id] == mine
-            assert client.socket.positions == sorted(set(client.socket.positions))
-            assert client.socket.received == state["log"][client.since :]
+            of_mine = [each for each in said if each in client.said]
+            self.expect(name, f"what {id} said", state, of_mine, mine)
+            self.expect(name, f"the attachment of {id}", state, attachments.get(id), mine)
+            in_order = sorted(set(socket.positions))
+            self.expect(name, f"the positions of {id}", state, socket.positions, in_order)
+            expected = state["log"][client.since :]
+            self.expect(name, f"what {id} received", state, socket.received, expected)
+        ids = [client.socket.id for client in model.sockets]
+        open = [id for id in attachments if id in ids]
+        self.expect(name, "the order of the sockets", state, open, ids)
+
+    def expect(
+        self, name: str, what: str, state: dict[str, Any], found: object, expected: object
+    ) -> None:
+        if found != expected:
+            what = f"{what}: {found} should be {expected}"
+            raise AssertionError(self.report(name, what, state))
 
     def teardown(self) -> None:
         async def leave() -> None:
@@ -443,14 +515,13 @@ def settled(model: dict[str, bool | None], found: list[str]) -> list[str]:
 
 
 def test_guarantees_through_disasters() -> None:
-    examples = os.environ.get("RAYOBJECTS_EXAMPLES")
     run_state_machine_as_test(
         Disasters,
         settings=settings(
-            max_examples=int(examples or 30),
-            stateful_step_count=30,
+            max_examples=EXAMPLES or 30,
+            stateful_step_count=STEPS,
             deadline=None,
-            derandomize=examples is None,
+            derandomize=not EXAMPLES,
             database=None,
             suppress_health_check=list(HealthCheck),
         ),

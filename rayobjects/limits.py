@@ -32,6 +32,18 @@ SOCKET_MESSAGE_BYTES_MAX = 1 * MIB
 SOCKETS_MAX = 32_768
 """Open sockets of one object: Cloudflare's figure; the room's list of them is about 3 MB."""
 
+SOCKET_TAGS_MAX = 10
+"""Tags of one socket: Cloudflare's figure."""
+
+SOCKET_TAG_BYTES_MAX = 256
+"""UTF-8 bytes of a tag: room for a name; it is in the room's list for each socket that has it."""
+
+AUTO_RESPONSES_MAX = 10
+"""Pairs of an object that its gateways answer: they are sent to each of its sockets."""
+
+AUTO_RESPONSE_BYTES_MAX = 2 * KIB
+"""Each half of such a pair: Cloudflare's figure."""
+
 ATTACHMENT_BYTES_MAX = 16 * KIB
 """A socket's attachment, encoded."""
 

@@ -31,6 +31,10 @@ REDIRECT = 2
 TEXT = 0
 BINARY = 1
 CLOSE = 2
+TAGS = 3
+"""The sockets have the tags in `data` from here on: an encoded list."""
+AUTO = 4
+"""What the gateway answers by itself from here on: see `objects.auto_response`."""
 
 
 class Call(msgspec.Struct, array_like=True, gc=False):
@@ -77,6 +81,7 @@ class Send(msgspec.Struct, array_like=True, gc=False):
         code: for CLOSE the close code.
         sockets: the socket ids that get it; None for all of the object's at that gateway.
         exclude: socket ids that do not get it.
+        tag: only sockets with this tag get it; "" for all.
     """
 
     gateway: str
@@ -85,6 +90,7 @@ class Send(msgspec.Struct, array_like=True, gc=False):
     code: int = 0
     sockets: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
+    tag: str = ""
 
 
 class Push(msgspec.Struct, array_like=True, gc=False):
@@ -162,7 +168,7 @@ class SocketEvent(msgspec.Struct, array_like=True):
         kind: TEXT or BINARY, for `on_message`.
         data: the message, or the close reason.
         code: the close code, for `on_close`.
-        path, query, headers: of the opening request, for `on_connect`.
+        query, headers, subprotocols: of the opening request, for `on_connect`.
     """
 
     socket: str
@@ -172,6 +178,17 @@ class SocketEvent(msgspec.Struct, array_like=True):
     code: int = 0
     query: str = ""
     headers: list[tuple[str, str]] = []
+    subprotocols: list[str] = []
+
+
+class SocketOpened(msgspec.Struct, array_like=True):
+    """The reply to `on_connect`, where it is not empty.
+
+    Attributes:
+        subprotocol: the one of those offered that the object speaks; "" for none.
+    """
+
+    subprotocol: str = ""
 
 
 class HttpRequest(msgspec.Struct, array_like=True):
@@ -199,6 +216,8 @@ decode_batch = msgspec.msgpack.Decoder(Batch).decode
 decode_replies = msgspec.msgpack.Decoder(Replies).decode
 decode_poll = msgspec.msgpack.Decoder(Poll).decode
 decode_socket_event = msgspec.msgpack.Decoder(SocketEvent).decode
+decode_socket_opened = msgspec.msgpack.Decoder(SocketOpened).decode
+decode_tags = msgspec.msgpack.Decoder(list[str]).decode
 decode_request = msgspec.msgpack.Decoder(HttpRequest).decode
 decode_response = msgspec.msgpack.Decoder(HttpResponse).decode
 

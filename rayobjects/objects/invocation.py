@@ -78,6 +78,8 @@ def encode_result(call: Call, invocation: Invocation, result: Any) -> tuple[int,
     if encoding == PICKLE:
         return OK, values.dump(result)
     if encoding == SOCKET:
+        if isinstance(result, messages.SocketOpened):
+            return OK, messages.encode(result)
         return (OK, b"") if result is None else (ERROR, result)
     if encoding == REQUEST:
         return OK, _encode_response(call, result)
@@ -116,14 +118,13 @@ def _socket_invocation(call: Call, activation: Activation) -> Invocation:
 
 async def _run_socket_event(
     activation: Activation, method: str, event: messages.SocketEvent
-) -> bytes | None:
-    """Runs on_connect, on_message or on_close; returns an encoded refusal, or None."""
+) -> bytes | messages.SocketOpened | None:
+    """Runs on_connect, on_message or on_close; returns an encoded refusal, what on_connect has
+    agreed on with the client, or None."""
     object_class, sockets = activation.object_class, activation.sockets
     assert object_class is not None
     if method == "on_connect":
-        socket = sockets.opened(
-            event.socket, event.gateway, query=event.query, headers=event.headers
-        )
+        socket = sockets.opened(event)
         arguments: tuple[Any, ...] = (socket,)
     else:
         known = sockets.get(event.socket)
@@ -154,6 +155,8 @@ async def _run_socket_event(
             ),
             with_cause=False,
         )
+    if method == "on_connect" and socket.subprotocol:
+        return messages.SocketOpened(socket.subprotocol)
     return None
 
 

@@ -7,6 +7,8 @@ all:
     ws.send, broadcast    a `Send` for the gateway; a broadcast is one for each gateway
     ws.close              a `Send` of kind CLOSE, and the socket is gone from `self.sockets`
     ws.attachment = …     a `SocketChange`, as are opening and closing
+    ws.tags = …           both: the object keeps them, and the gateway delivers by them
+    auto_response(…)      a durable value of the object, and a `Send` that tells the gateways
 
 An object may die between any two steps: what is committed is in the journal until the gateways
 have acknowledged it, what is not has never happened.
@@ -17,9 +19,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from rayobjects.errors import InvalidCall, Overloaded
 from rayobjects.limits import ATTACHMENT_BYTES_MAX, SOCKETS_MAX
-from rayobjects.messages import CLOSE, Send
+from rayobjects.messages import AUTO, CLOSE, TAGS, Send, SocketEvent, encode
+from rayobjects.objects import auto_response
 from rayobjects.objects.fields import Entry, is_immutable
 from rayobjects.objects.http import join_headers, parse_query
 from rayobjects.objects.websocket import WebSocket, encoded_message
@@ -52,6 +57,7 @@ class Sockets:
         "_read",
         "_sends",
         "_state",
+        "_tagged",
         "touched",
     )
 
@@ -63,6 +69,8 @@ class Sockets:
         """As the running call sees them."""
         self._gateways: dict[str, int] | None = None
         """How many of the open sockets each gateway holds; counted when first needed."""
+        self._tagged: dict[str, dict[str, None]] | None = None
+        """Tag → ids of the open sockets that have it; made when first needed."""
         self._handles: dict[str, WebSocket] = {}
         self._live: dict[str, Any] = {}
         """Attachments, decoded."""
@@ -89,6 +97,11 @@ class Sockets:
     def __contains__(self, socket: object) -> bool:
         return (socket.id if isinstance(socket, WebSocket) else socket) in self._open
 
+    def __call__(self, tag: str | None = None) -> list[WebSocket]:
+        """The open sockets that have this tag, or all."""
+        ids = self._open if tag is None else self._with_tag(tag)
+        return [self._handle(id) for id in ids]
+
     def get(self, socket_id: str) -> WebSocket | None:
         """The open socket with this id, or None."""
         return self._handle(socket_id) if socket_id in self._open else None
@@ -97,6 +110,7 @@ class Sockets:
         self,
         data: str | bytes,
         *,
+        tag: str | None = None,
         exclude: WebSocket | str | Iterable[WebSocket | str] | None = None,
     ) -> None:
         """Sends a message to all open sockets when the call has committed. It crosses to each
@@ -104,6 +118,7 @@ class Sockets:
 
         Args:
             data: text or bytes, at most 1 MiB.
+            tag: only sockets that have this tag get it.
             exclude: a socket, a socket's id, or several, that do not get it.
 
         Raises:
@@ -117,31 +132,62 @@ class Sockets:
         excluded: dict[str, list[str]] = {}
         for id in _ids(exclude):
             change = self._open.get(id)
-            if change is not None and id not in excluded.get(change.gateway, ()):
+            if change is None or (tag is not None and tag not in change.tags):
+                continue
+            if id not in excluded.get(change.gateway, ()):
                 excluded.setdefault(change.gateway, []).append(id)
-        for gateway, count in self._counts().items():
-            without = excluded.get(gateway, ())
+        counts = self._counts() if tag is None else self._counts_of(self._with_tag(tag))
+        for gateway, count in counts.items():
+            without = tuple(excluded.get(gateway, ()))
             if count > len(without):
-                self._sends.append(Send(gateway, kind, encoded, 0, None, tuple(without)))
+                self._sends.append(Send(gateway, kind, encoded, 0, None, without, tag or ""))
                 self.touched = True
+
+    def auto_response(self, request: str | bytes, response: str | bytes | None) -> None:
+        """From now on a message that equals `request` is answered with `response` by the gateway,
+        for every socket of this object, and does not wake it. Durable; to say the same again costs
+        nothing, so `on_start` and `on_connect` are good places. The answer may overtake those to
+        messages that the object has to deal with.
+
+        Args:
+            request: text or bytes, at most 2 KiB.
+            response: text or bytes, at most 2 KiB; None: such messages go to `on_message` again.
+
+        Raises:
+            TypeError: one is neither text nor bytes.
+            InvalidCall: one is too long, or there are more than 10.
+            RuntimeError: no call is under way.
+        """
+        asked = auto_response.checked(request)
+        self._state.check_running()
+        before = self._auto()
+        pairs = auto_response.decoded_pairs(before)
+        pairs.pop(asked, None)
+        if response is not None:
+            pairs[asked] = auto_response.checked(response)
+        auto_response.check_count(pairs)
+        if pairs == auto_response.decoded_pairs(before):
+            return
+        text = auto_response.encoded_pairs(pairs)
+        self._state.assign(auto_response.FIELD.key, text)
+        for gateway in self._counts():
+            self._sends.append(Send(gateway, AUTO, text.encode()))
+            self.touched = True
+
+    @property
+    def auto_responses(self) -> dict[str | bytes, str | bytes]:
+        """What is answered by the gateway: request → response."""
+        pairs = auto_response.decoded_pairs(self._auto())
+        plain = auto_response.plain
+        return {plain(request): plain(response) for request, response in pairs.items()}
 
     def __repr__(self) -> str:
         return f"<{len(self._open)} sockets>"
 
     # For the runtime, inside of a call.
 
-    def opened(
-        self,
-        socket_id: str,
-        gateway: str,
-        query: str = "",
-        headers: Iterable[tuple[str, str]] = (),
-    ) -> WebSocket:
+    def opened(self, event: SocketEvent) -> WebSocket:
         """A client connects: adds its socket, for `on_connect`.
-
-        Args:
-            query: the query string of the opening request.
-            headers: its headers.
 
         Raises:
             Overloaded: the object has 32,768 open sockets.
@@ -152,12 +198,17 @@ class Sockets:
                 "several objects"
             )
         self.touched = True
-        self._remember(socket_id)
-        self._put(socket_id, SocketChange(socket_id, gateway))
-        socket = self._handle(socket_id)
-        socket._query = parse_query(query)
-        socket._headers = join_headers(headers)
-        self._opened[socket_id] = socket
+        id = event.socket
+        self._remember(id)
+        self._put(id, SocketChange(id, event.gateway))
+        socket = self._handle(id)
+        socket._query = parse_query(event.query)
+        socket._headers = join_headers(event.headers)
+        socket._subprotocols = event.subprotocols
+        self._opened[id] = socket
+        pairs = self._auto()
+        if pairs:
+            self._sends.append(Send(event.gateway, AUTO, pairs.encode(), 0, (id,)))
         return socket
 
     def closed(self, socket_id: str) -> WebSocket | None:
@@ -202,7 +253,7 @@ class Sockets:
             before_entry = (now.attachment_encoding, now.attachment)
             if entry == (before_entry if assigned else self._baselines.get(id, before_entry)):
                 continue
-            changed[id] = SocketChange(id, now.gateway, True, now.tags, *entry)
+            changed[id] = replace(now, attachment_encoding=entry[0], attachment=entry[1])
             size += len(entry[1])
         sends = self._sends
         if self._opened:
@@ -254,7 +305,7 @@ class Sockets:
         """The object was deleted: there are no sockets any more."""
         self._end()
         self._open.clear()
-        self._gateways = None
+        self._gateways = self._tagged = None
         self._handles.clear()
         self._live.clear()
         self._baselines.clear()
@@ -263,7 +314,7 @@ class Sockets:
 
     def _end(self) -> None:
         for socket in self._opened.values():
-            socket._query = socket._headers = None
+            socket._query = socket._headers = socket._subprotocols = None
         self._changed.clear()
         self._opened.clear()
         self._read.clear()
@@ -291,6 +342,15 @@ class Sockets:
                     self._gateways[part.gateway] = count
                     if count == 0:
                         del self._gateways[part.gateway]
+        if self._tagged is not None:
+            old, new = before.tags if before else (), change.tags if change else ()
+            for tag in old:
+                if tag not in new:
+                    self._tagged[tag].pop(id, None)
+                    if not self._tagged[tag]:
+                        del self._tagged[tag]
+            for tag in new:
+                self._tagged.setdefault(tag, {})[id] = None
         if change is None:
             self._open.pop(id, None)
         else:
@@ -298,10 +358,54 @@ class Sockets:
 
     def _counts(self) -> dict[str, int]:
         if self._gateways is None:
-            self._gateways = {}
-            for change in self._open.values():
-                self._gateways[change.gateway] = self._gateways.get(change.gateway, 0) + 1
+            self._gateways = self._counts_of(self._open)
         return self._gateways
+
+    def _counts_of(self, ids: Iterable[str]) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for id in ids:
+            gateway = self._open[id].gateway
+            counts[gateway] = counts.get(gateway, 0) + 1
+        return counts
+
+    def _with_tag(self, tag: str) -> Iterable[str]:
+        if self._tagged is None:
+            self._tagged = {}
+            for id, change in self._open.items():
+                for each in change.tags:
+                    self._tagged.setdefault(each, {})[id] = None
+        return self._tagged.get(tag, ())
+
+    def _auto(self) -> str:
+        text: str | None = self._state.live.get(auto_response.FIELD.key)
+        if text is None:
+            text = self._state.read_attribute(auto_response.FIELD)
+        return text or ""
+
+    def _tags(self, id: str) -> tuple[str, ...]:
+        change = self._open.get(id) or self._changed.get(id)
+        return change.tags if change is not None else ()
+
+    def _set_tags(self, id: str, tags: tuple[str, ...]) -> None:
+        self._state.check_running()
+        change = self._open.get(id)
+        if change is not None and change.tags != tags:
+            self._change(replace(change, tags=tags))
+            self._sends.append(Send(change.gateway, TAGS, encode(tags), 0, (id,)))
+
+    def _subprotocol(self, id: str) -> str:
+        change = self._open.get(id) or self._changed.get(id)
+        return change.subprotocol if change is not None else ""
+
+    def _set_subprotocol(self, id: str, subprotocol: str) -> None:
+        change = self._open.get(id)
+        if change is not None:
+            self._change(replace(change, subprotocol=subprotocol))
+
+    def _change(self, change: SocketChange) -> None:
+        self.touched = True
+        self._remember(change.socket)
+        self._put(change.socket, change)
 
     def _send(self, socket: WebSocket, send: Send) -> None:
         self._state.check_running()

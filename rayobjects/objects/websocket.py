@@ -3,20 +3,30 @@ with the call's record when that is on disk; a call that raises has sent nothing
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rayobjects.errors import InvalidCall
-from rayobjects.limits import SOCKET_MESSAGE_BYTES_MAX
+from rayobjects.limits import (
+    SOCKET_MESSAGE_BYTES_MAX,
+    SOCKET_TAG_BYTES_MAX,
+    SOCKET_TAGS_MAX,
+)
 from rayobjects.messages import BINARY, TEXT, Send
 
 if TYPE_CHECKING:
     from rayobjects.objects.sockets import Sockets
+
+T = TypeVar("T")
 
 _REASON_BYTES_MAX = 123
 """RFC 6455: a control frame carries 125 bytes, two of them are the code."""
 
 _CODES = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015)})
 """Close codes that an application may send, besides 3000 to 4999."""
+
+
+_TAGS_HINT = "keep what tells sockets apart in ws.attachment, or in self.storage"
 
 
 class WebSocket:
@@ -27,12 +37,21 @@ class WebSocket:
         refused: (code, reason) if `on_connect` closed it: the client is not let in.
     """
 
-    __slots__ = ("_headers", "_query", "_sockets", "gateway", "id", "refused")
+    __slots__ = (
+        "_headers",
+        "_query",
+        "_sockets",
+        "_subprotocols",
+        "gateway",
+        "id",
+        "refused",
+    )
 
     def __init__(self, sockets: Sockets, id: str, gateway: str) -> None:
         self._sockets = sockets
         self._query: dict[str, str] | None = None
         self._headers: dict[str, str] | None = None
+        self._subprotocols: list[str] | None = None
         self.id = id
         self.gateway = gateway
         self.refused: tuple[int, str] | None = None
@@ -46,6 +65,52 @@ class WebSocket:
     def headers(self) -> dict[str, str]:
         """The opening request's headers, names in lower case; only in `on_connect`."""
         return _of_opening(self._headers, "headers")
+
+    @property
+    def subprotocols(self) -> list[str]:
+        """What the client offers to speak, what it likes best first; only in `on_connect`."""
+        return list(_of_opening(self._subprotocols, "subprotocols"))
+
+    @property
+    def subprotocol(self) -> str:
+        """What is spoken: one of `subprotocols` that `on_connect` has assigned here, or "". A
+        browser that offered some breaks the connection off if none is chosen.
+
+        Raises (on assignment):
+            RuntimeError: it is not `on_connect` that assigns it.
+            ValueError: the client does not offer it.
+        """
+        return self._sockets._subprotocol(self.id)
+
+    @subprotocol.setter
+    def subprotocol(self, value: str) -> None:
+        offered = _of_opening(self._subprotocols, "subprotocol")
+        if value not in offered:
+            raise ValueError(
+                f"the client does not offer the subprotocol {value!r}, but {offered}: choose one "
+                "of ws.subprotocols, or ws.close(1002)"
+            )
+        self._sockets._set_subprotocol(self.id, value)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """What tells groups of sockets apart, for `self.sockets(tag=…)` and
+        `self.sockets.broadcast(…, tag=…)`; they survive sleep and restarts. Assign a list, in
+        `on_connect` or later.
+
+        Raises (on assignment):
+            TypeError: it is no list of strings.
+            InvalidCall: there are more than 10, or one has more than 256 bytes.
+        """
+        return self._sockets._tags(self.id)
+
+    @tags.setter
+    def tags(self, tags: Iterable[str]) -> None:
+        self._sockets._set_tags(self.id, _checked_tags(tags))
+
+    def tag(self, *tags: str) -> None:
+        """Adds tags; raises what assigning `tags` raises."""
+        self.tags = (*self.tags, *tags)
 
     @property
     def attachment(self) -> Any:
@@ -118,7 +183,27 @@ def encoded_message(data: str | bytes) -> tuple[int, bytes]:
     return kind, encoded
 
 
-def _of_opening(values: dict[str, str] | None, name: str) -> dict[str, str]:
+def _checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(tags, str):
+        raise TypeError(f"ws.tags is a list of strings: write [{tags!r}]")
+    found = tuple(dict.fromkeys(tags))
+    for tag in found:
+        if not isinstance(tag, str):
+            raise TypeError(f"a tag is a string, not {type(tag).__name__}")
+        if not tag or len(tag.encode(errors="replace")) > SOCKET_TAG_BYTES_MAX:
+            raise InvalidCall(
+                f"a tag has 1 to {SOCKET_TAG_BYTES_MAX} bytes of UTF-8, {tag[:40]!r} has "
+                f"{len(tag.encode(errors='replace'))}: {_TAGS_HINT}"
+            )
+    if len(found) > SOCKET_TAGS_MAX:
+        raise InvalidCall(
+            f"a socket has at most {SOCKET_TAGS_MAX} tags, this one would have {len(found)}: "
+            f"{_TAGS_HINT}"
+        )
+    return found
+
+
+def _of_opening(values: T | None, name: str) -> T:
     if values is None:
         raise RuntimeError(
             f"ws.{name} is there in on_connect only: keep what you need of it in ws.attachment"

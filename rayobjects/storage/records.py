@@ -37,6 +37,7 @@ class SocketChange(msgspec.Struct, array_like=True, gc=False):
         tags: its tags.
         attachment_encoding: DELETED (none), JSON or PICKLE.
         attachment: what the object attached to it, encoded.
+        subprotocol: the one that was agreed on when it was opened; "" for none.
     """
 
     socket: str
@@ -45,6 +46,7 @@ class SocketChange(msgspec.Struct, array_like=True, gc=False):
     tags: tuple[str, ...] = ()
     attachment_encoding: int = DELETED
     attachment: bytes = b""
+    subprotocol: str = ""
 
 
 class Record(msgspec.Struct, array_like=True, gc=False):

@@ -62,12 +62,15 @@ def test_what_only_looks_like_it(body: bytes) -> None:
     st.dictionaries(
         st.text(),
         st.recursive(
-            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+            st.none()
+            | st.booleans()
+            | st.integers()
+            | st.floats(allow_nan=False, allow_infinity=False)
+            | st.text(),
             lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
         ),
     )
 )
 def test_json_passes(value: dict[str, Any]) -> None:
     body = json.dumps(value).encode()
-    infinite = b"Infinity" in body and mistake_in(body, len(value))
-    assert infinite or mistake_in(body, len(value)) is None
+    assert mistake_in(body, len(value)) is None

@@ -227,6 +227,10 @@ class RealFiles:
         # The process id keeps writers apart that do not share a lock.
         beside = f"{path}.{os.getpid()}.tmp"
         with _translated(path, "write"):
+            if os.path.exists(beside):
+                # Of a process with the same id that died (in containers ids come again): perhaps
+                # of one whose sync had failed, and then no sync of this file can be believed.
+                self._unlink(beside)
             descriptor = self._create(beside)
             try:
                 self._write(descriptor, beside, data)

@@ -128,12 +128,17 @@ SOCKET_CLOSE_WAIT_S = 5.0
 IDEMPOTENCY_KEY_BYTES_MAX = 255
 """An Idempotency-Key: room for a UUID or a hash with a prefix; it is kept with the reply."""
 
-POLL_S = 5.0
+POLL_S = 1.0
 """How long a standing request stays open. Short, because a gateway that has died is noticed by
 the request that does not come again."""
 
+GATEWAY_SUSPECT_S = 2.0
+"""A gateway that has not been heard of for this long may be dead: its host asks Ray whether the
+process lives. On a busy machine this happens without cause, and costs a question."""
+
 GATEWAY_SILENT_S = 10.0
-"""A gateway that has not been heard of for this long is dead, and its sockets are closed."""
+"""A gateway that has not been heard of for this long is dead, whatever Ray says (its node may be
+cut off), and its sockets are closed. Long, because a gateway that only stood still loses them."""
 
 STALLED_S = 3.0
 """A host that has not run its sweep for this long was held up itself, and takes no gateway for
@@ -174,4 +179,4 @@ assert VALUE_BYTES_MAX <= REMEMBERED_BYTES_MAX
 assert GROUP_BYTES_MAX <= UNSYNCED_BYTES_MAX <= MEMTABLE_BYTES_MAX
 assert FOLD_BYTES < MEMTABLE_BYTES_MAX
 assert 16 * LOG_ENTRY_CHARACTERS_MAX < LOG_READ_BYTES_MAX < LOG_BYTES_MAX
-assert POLL_S < GATEWAY_SILENT_S < FINISHED_WINDOW_S
+assert POLL_S < GATEWAY_SUSPECT_S < GATEWAY_SILENT_S < FINISHED_WINDOW_S

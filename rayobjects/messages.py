@@ -133,6 +133,9 @@ class Replies(msgspec.Struct, array_like=True):
         pushes: socket messages; only over the standing request.
         pushed: the outbox's count after `pushes`; the next standing request acknowledges it.
         stale: the batch belongs to a session that the host does not have: begin a new one.
+        tell: the host had taken this gateway for dead: say again which sockets it holds.
+        unknown: of the sockets that a gateway said it holds, those that no object knows. One that
+            is being opened may be among them.
     """
 
     replies: list[Reply]
@@ -141,6 +144,8 @@ class Replies(msgspec.Struct, array_like=True):
     pushes: list[Push] = []
     pushed: int = 0
     stale: bool = False
+    tell: bool = False
+    unknown: list[tuple[str, str, str]] = []
 
 
 class Poll(msgspec.Struct, array_like=True):
@@ -150,7 +155,8 @@ class Poll(msgspec.Struct, array_like=True):
         pushed: the outbox count up to which socket messages have arrived in this incarnation.
         incarnation: the incarnation that `pushed` refers to.
         sockets: with a session's first request of a gateway: `(class, name, socket id)` of every
-            socket that it holds for this host; the host closes those it has beyond them.
+            socket that it holds for this host; the host closes those it had beyond them when the
+            session began. Again when the host asks for it (`Replies.tell`).
     """
 
     channel: str

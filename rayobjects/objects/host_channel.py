@@ -43,6 +43,9 @@ class HostChannel:
         self.channel = channel
         self.session = session
         self.heard_at = core.clock.monotonic()
+        self.given_up = False
+        """A gateway's that was silent for so long that its sockets were closed."""
+        self._held_before: set[tuple[str, str, str]] = set(core.sockets.get(channel, ()))
         self._next_index = 0
         self._held: dict[int, tuple[Batch, asyncio.Future[None]]] = {}
         self._unacknowledged: dict[int, Reply] = {}
@@ -86,6 +89,7 @@ class HostChannel:
         self.session = session
         self._next_index = 0
         self._ready = []
+        self._held_before = set(self._core.sockets.get(self.channel, ()))
         held, self._held = self._held, {}
         for _, turn in held.values():
             turn.set_result(None)
@@ -181,9 +185,14 @@ class HostChannel:
         if self._gone or poll.session != self.session:
             return Replies([], stale=True)
         outbox = self._core.outbox_for_poll(poll)
+        unknown: list[tuple[str, str, str]] = []
+        if poll.sockets is not None:
+            self.given_up = False
+            before, self._held_before = self._held_before, set()
+            unknown = self._core.sockets_told(self.channel, before, poll.sockets)
         if self._poll is not None and not self._poll.done():
             self._poll.set_result(None)  # the other end has given up on that one
-        if not self._ready and not len(outbox or ()):
+        if not (self._ready or len(outbox or ()) or unknown or self.given_up):
             loop = asyncio.get_running_loop()
             waiter: asyncio.Future[None] = loop.create_future()
             self._poll = waiter
@@ -195,6 +204,8 @@ class HostChannel:
             self._poll = None
             outbox = self._core.outboxes.get(self.channel)
         answer = self._answer(poll.session)
+        if not answer.stale:
+            answer.tell, answer.unknown = self.given_up, unknown
         if outbox is not None and not answer.stale:
             answer.pushes, answer.pushed = outbox.page()
         return answer

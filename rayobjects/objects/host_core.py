@@ -16,7 +16,6 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Protocol
 
-from rayobjects import messages
 from rayobjects.clock import Clock
 from rayobjects.errors import MethodError, Overloaded, StorageFailed, to_wire
 from rayobjects.ids import ObjectId
@@ -25,23 +24,22 @@ from rayobjects.limits import (
     FINISHED_CALLS_MAX,
     FINISHED_WINDOW_S,
     GATEWAY_SILENT_S,
+    GATEWAY_SUSPECT_S,
     OUTBOX_MESSAGES_MAX,
     STALLED_S,
 )
 from rayobjects.messages import (
     ERROR,
-    OK,
-    SOCKET,
     Batch,
     Call,
     Poll,
     Push,
     Replies,
     Send,
-    SocketEvent,
 )
 from rayobjects.objects.activation import Activation
 from rayobjects.objects.catalog import ObjectClass
+from rayobjects.objects.closings import Closings
 from rayobjects.objects.commit import Redirected, Respond
 from rayobjects.objects.host_channel import HostChannel
 from rayobjects.objects.lane import Lane
@@ -71,6 +69,8 @@ class HostCore:
         idle_s: after how many seconds without a call an activation leaves.
         on_lane: methods run on the lane, so that one which blocks for long does not keep the host
             from answering.
+        suspect: is told of each gateway that is silent, again and again; to look whether its
+            process lives, and to call `gateway_died` if not.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class HostCore:
         idle_s: float,
         on_lane: bool = False,
         activations_max: int = ACTIVATIONS_MAX,
+        suspect: Callable[[str], None] | None = None,
     ) -> None:
         self.ledger = ledger
         self.clock = clock
@@ -98,6 +99,9 @@ class HostCore:
         self.sockets: dict[str, set[tuple[str, str, str]]] = {}
         self.failed: StorageFailed | None = None
         self._activations_max = activations_max
+        self._suspect = suspect
+        self._closings = Closings(self)
+        self._dead: set[str] = set()  # gateways whose process has ended
         self._classes = classes
         self._owns = owns
         self._by_id: dict[tuple[str, str, str], list[Respond]] = {}
@@ -140,9 +144,7 @@ class HostCore:
             return Replies([], stale=True)
         self.now = self.clock.now()
         self._heard(poll.channel, channel)
-        replies = await channel.poll(poll)
-        self._heard(poll.channel, channel)
-        return replies
+        return await channel.poll(poll)
 
     def submit(self, call: Call, respond: Respond, explicit: bool, resent: bool) -> None:
         """Runs a call on its object.
@@ -184,16 +186,7 @@ class HostCore:
 
     def submit_socket_close(self, class_name: str, name: str, socket: str, gateway: str) -> None:
         """A socket is gone though its gateway never said so."""
-        event = SocketEvent(socket, gateway, messages.TEXT, b"connection lost", 1006)
-        call = Call(0, class_name, name, "on_close", SOCKET, messages.encode(event))
-
-        def replied(status: int, body: bytes, sequence: int) -> None:
-            if status != OK:  # the object, or its class, does not know it (any more)
-                held = self.sockets.get(gateway)
-                if held is not None:
-                    held.discard((class_name, name, socket))
-
-        self.resubmit(call, replied)
+        self._closings.close((class_name, name, socket), gateway)
 
     # -- for activations ------------------------------------------------------------------------
 
@@ -283,12 +276,30 @@ class HostCore:
         outbox = self.outboxes.get(poll.channel)
         if outbox is not None and poll.incarnation == self.incarnation:
             self._acknowledged(poll.channel, outbox, poll.pushed)
-        if poll.sockets is not None:
-            held = set(map(tuple, poll.sockets))
-            for entry in sorted(self.sockets.get(poll.channel, ())):
-                if entry not in held:
-                    self.submit_socket_close(*entry, poll.channel)
         return outbox
+
+    def sockets_told(
+        self, gateway: str, held_before: set[tuple[str, str, str]], told: list[tuple[str, str, str]]
+    ) -> list[tuple[str, str, str]]:
+        """A gateway says which sockets it holds: closes those that it has lost, and returns those
+        that no object here knows.
+
+        Args:
+            held_before: those it held when its session began. What it says may come after later
+                openings, which it does not name.
+        """
+        known = self.sockets.get(gateway, set())
+        for entry in sorted((held_before & known).difference(told)):
+            self.submit_socket_close(*entry, gateway)
+        return [
+            each for each in told if each not in known and self._owns(ObjectId(*each[:2]), None)
+        ]
+
+    def gateway_died(self, gateway: str) -> None:
+        """The process of a gateway has ended: its sockets are gone."""
+        if gateway in self.sockets or gateway in self.outboxes:
+            self._dead.add(gateway)
+            self._close_silent_gateways(self.clock.monotonic())
 
     def _outbox(self, gateway: str) -> Outbox:
         outbox = self.outboxes.get(gateway)
@@ -318,12 +329,17 @@ class HostCore:
                 channel.heard_at if channel is not None else 0.0,
                 outbox.heard_at if outbox is not None else 0.0,
             )
-            if now - heard_at < GATEWAY_SILENT_S:
+            if gateway not in self._dead and now - heard_at < GATEWAY_SILENT_S:
+                if self._suspect is not None and now - heard_at >= GATEWAY_SUSPECT_S:
+                    self._suspect(gateway)
                 continue
+            if channel is not None:
+                channel.given_up = True
             for entry in sorted(self.sockets.get(gateway, ())):
                 self.submit_socket_close(*entry, gateway)
             if not self.sockets.get(gateway):
                 self.sockets.pop(gateway, None)
+                self._dead.discard(gateway)
                 if outbox is not None:
                     self._acknowledged(gateway, outbox, outbox.count)
                     self._counted = max(self._counted, outbox.count)
@@ -341,6 +357,7 @@ class HostCore:
             if activation.used_at <= idle_since and not activation.busy:
                 activation.retire()
         self._close_silent_gateways(now)
+        self._closings.sweep(now)
         for name, channel in list(self.channels.items()):
             if now - channel.heard_at > FINISHED_WINDOW_S:
                 channel.abandon()

@@ -24,6 +24,7 @@ from rayobjects.objects.ledger import Ledger
 from rayobjects.runtime import process
 from rayobjects.runtime.background import spawn
 from rayobjects.runtime.configuration import Configuration
+from rayobjects.runtime.gateways import Lookout
 from rayobjects.runtime.host_classes import HostClasses
 from rayobjects.runtime.router import Router
 
@@ -183,6 +184,7 @@ class BaseHost:
             incarnation=process.new_router_id(),
             idle_s=self.configuration.idle_s,
             on_lane=self.on_lane,
+            suspect=Lookout(lambda gateway: core.gateway_died(gateway)).suspect,
         )
         self._router.serve_locally(self.host, core)
         return core

@@ -110,6 +110,7 @@ class Channel:
         self._incarnation = ""
         self._pushed = 0
         self._sockets_told = False
+        self._told_before = False
         self._closed = False
         self._connected_at = float("-inf")
 
@@ -243,7 +244,10 @@ class Channel:
                 if replies.stale:
                     self._lost(session, None)
                     return
-                self._sockets_told = True
+                self._sockets_told = not replies.tell
+                if replies.unknown and self._told_before:
+                    self._router.on_unknown(replies.unknown)
+                self._told_before = True  # the first time they are those that are being opened
                 self._arrived(replies, None)
                 if replies.incarnation == self._incarnation:
                     self._pushed = max(self._pushed, replies.pushed)

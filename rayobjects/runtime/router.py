@@ -60,6 +60,7 @@ class Router:
         self.loop = loop
         self.configuration = configuration
         self.on_push: Callable[[Push], None] | None = None
+        self.on_unknown: Callable[[list[tuple[str, str, str]]], None] = lambda sockets: None
         self._clock = clock
         self._thread = 0
         self._channels: dict[str, Channel] = {}
@@ -369,13 +370,16 @@ async def connect() -> Router:
     Raises:
         InvalidCall: the cluster has no configuration: `ro.init` must come first.
     """
-    from rayobjects.runtime import process  # which imports this module
+    from rayobjects.runtime import gateways, process  # which imports this module
 
     configuration = await asyncio.to_thread(read_configuration)
     if configuration is None:
         raise InvalidCall("this Ray cluster runs no rayobjects yet: call ro.init(storage=…) first")
     router = Router(
-        process.new_router_id(), asyncio.get_running_loop(), configuration, SystemClock()
+        gateways.gateway_id(process.new_router_id()),
+        asyncio.get_running_loop(),
+        configuration,
+        SystemClock(),
     )
     process.adopt(router)
     return router

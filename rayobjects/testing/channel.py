@@ -94,6 +94,8 @@ class LocalChannel:
         self._incarnation = ""
         self._pushed = 0
         self._sockets_told = False
+        self._told_before = False
+        self.on_unknown: Callable[[list[tuple[str, str, str]]], None] | None = None
         self.closed = False
 
     # -- calls ----------------------------------------------------------------------------------
@@ -217,7 +219,10 @@ class LocalChannel:
                 if replies.stale:
                     self._lost(session)
                     return
-                self._sockets_told = True
+                self._sockets_told = not replies.tell
+                if replies.unknown and self._told_before and self.on_unknown is not None:
+                    self.on_unknown(replies.unknown)
+                self._told_before = True  # the first time they are those that are being opened
                 self._arrived(replies, None)
                 if replies.incarnation == self._incarnation:
                     self._pushed = max(self._pushed, replies.pushed)

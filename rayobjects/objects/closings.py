@@ -1,0 +1,77 @@
+"""Sockets that are gone though their gateway never said so: tells their objects.
+
+`on_close` is an ordinary call, and so may be answered with an error that passes: the object has too
+many calls waiting, the disk is full, its `on_start` does not find its database. Then it is tried
+again, later and later, until the object has taken it, or no longer knows the socket. Each socket
+has at most one such call under way, however often it is found to be gone.
+
+The host may die at any time: the socket is still in the storage then, so the next host finds it
+gone as this one did.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rayobjects.errors import info_from_wire
+from rayobjects.messages import ERROR, OK, SOCKET, TEXT, Call, SocketEvent, encode
+
+if TYPE_CHECKING:
+    from rayobjects.objects.host_core import HostCore
+
+RETRY_FIRST_S = 1.0
+RETRY_MAX_S = 30.0
+
+LOST = 1006
+"""The close code of a connection that ended without one (RFC 6455, 7.4.1)."""
+
+Entry = tuple[str, str, str]
+"""(class name, object name, socket id)."""
+
+
+def is_final(body: bytes) -> bool:
+    """Whether an error that answers `on_close` will stay the answer: the object does not know the
+    socket, or there is no such class."""
+    return info_from_wire(body).kind == "InvalidCall"
+
+
+class Closings:
+    """Those of one host."""
+
+    def __init__(self, core: HostCore) -> None:
+        self._core = core
+        self._under_way: set[tuple[Entry, str]] = set()
+        self._again: dict[tuple[Entry, str], tuple[float, float]] = {}
+        """Those that failed: → (when to try again, how long to wait after that)."""
+
+    def close(self, entry: Entry, gateway: str) -> None:
+        """Tells the object that the socket of this gateway is gone, unless it is being told."""
+        if (entry, gateway) not in self._under_way and (entry, gateway) not in self._again:
+            self._tell(entry, gateway, RETRY_FIRST_S)
+
+    def sweep(self, now: float) -> None:
+        """Tries again what is due."""
+        for (entry, gateway), (due, delay_s) in list(self._again.items()):
+            if due <= now:
+                del self._again[entry, gateway]
+                if entry in self._core.sockets.get(gateway, ()):
+                    self._tell(entry, gateway, min(delay_s, RETRY_MAX_S))
+
+    def _tell(self, entry: Entry, gateway: str, delay_s: float) -> None:
+        class_name, name, socket = entry
+        event = SocketEvent(socket, gateway, TEXT, b"connection lost", LOST)
+        call = Call(0, class_name, name, "on_close", SOCKET, encode(event))
+        self._under_way.add((entry, gateway))
+
+        def replied(status: int, body: bytes, sequence: int) -> None:
+            self._under_way.discard((entry, gateway))
+            if status == OK:
+                return
+            if status == ERROR and not is_final(body):
+                self._again[entry, gateway] = (self._core.clock.monotonic() + delay_s, delay_s * 2)
+                return
+            held = self._core.sockets.get(gateway)
+            if held is not None:
+                held.discard(entry)
+
+        self._core.resubmit(call, replied)

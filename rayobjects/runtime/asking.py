@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from rayobjects.clock import Clock
 from rayobjects.errors import RayObjectsError, Unavailable
+from rayobjects.runtime import placement
+from rayobjects.runtime.configuration import Configuration
+
+AGAIN_S = 0.1
+"""The pause before a host is asked again that is being started again."""
 
 
 def answer(reference: Any, within_s: float, host: str) -> Any:
@@ -31,3 +39,32 @@ def answer(reference: Any, within_s: float, host: str) -> Any:
     except RayError as error:
         reason = str(error).strip().splitlines()[0]
         raise Unavailable(f"the host {host} could not be asked ({reason}): try again") from error
+
+
+async def answer_of(
+    host: str, configuration: Configuration, clock: Clock, ask: Callable[[Any], Any]
+) -> Any:
+    """Asks the host of a shard something that may be asked twice, until it answers.
+
+    Args:
+        ask: takes the host's actor, returns the reference of its answer.
+
+    Raises:
+        RayObjectsError: the host's own error.
+        Unavailable: it could not be asked for `unavailable_after_s` seconds.
+    """
+    give_up_at = clock.monotonic() + configuration.unavailable_after_s
+    while True:
+        try:
+            handle = await placement.locate(host, configuration, None)
+            return await asyncio.wait_for(ask(handle), configuration.unavailable_after_s)
+        except RayTaskError as error:
+            if isinstance(error.cause, RayObjectsError):
+                raise error.cause from None
+            raise Unavailable(f"the host {host} failed ({error.cause!r}): try again") from error
+        except (TimeoutError, RayError) as error:
+            if clock.monotonic() > give_up_at:
+                raise Unavailable(
+                    f"the host {host} could not be asked ({type(error).__name__}): try again"
+                ) from error
+        await asyncio.sleep(AGAIN_S)

@@ -7,15 +7,19 @@ host of shard 0 writes the catalog of classes after it has stored them in the ma
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 import ray
 from ray.experimental import internal_kv
 
+from rayobjects.errors import InvalidCall
 from rayobjects.objects.catalog import ClassInfo
 
 NAMESPACE = b"rayobjects"
 _CONFIGURATION = b"configuration"
 _CATALOG = b"catalog"
+_CATALOG_VERSION = b"catalog-version"
 _CLASS = b"class:"
 
 
@@ -43,10 +47,19 @@ class Configuration(msgspec.Struct):
 
 
 class Catalog(msgspec.Struct):
-    """Every deployed class. `version` grows with each change."""
+    """Every deployed class, by name. `version` grows with each change."""
 
     version: int
     classes: dict[str, ClassInfo]
+
+    def find(self, name: str) -> ClassInfo | None:
+        """The class of this name, or the one that had it before it was renamed."""
+        info = self.classes.get(name)
+        if info is None:
+            for each in self.classes.values():
+                if name in each.former or name == each.key:
+                    return each
+        return info
 
 
 def read_configuration() -> Configuration | None:
@@ -72,16 +85,36 @@ def read_catalog() -> Catalog:
     return Catalog(0, {}) if body is None else msgspec.msgpack.decode(body, type=Catalog)
 
 
+def read_catalog_version() -> int:
+    """The catalog's version, without the catalog: for those who ask again and again."""
+    return int(_get(_CATALOG_VERSION) or 0)
+
+
 def write_catalog(catalog: Catalog, blobs: dict[str, bytes]) -> None:
     """Writes the classes' code first and the catalog that names it second."""
     for name, blob in blobs.items():
-        _put(_CLASS + f"{name}-{catalog.classes[name].version}".encode(), blob, True)
+        _put(_code(catalog.classes[name]), blob, True)
     _put(_CATALOG, msgspec.msgpack.encode(catalog), True)
+    _put(_CATALOG_VERSION, str(catalog.version).encode(), True)
 
 
-def read_class(name: str, version: int) -> bytes | None:
+def read_class(info: ClassInfo) -> bytes | None:
     """The pickled class of that version."""
-    return _get(_CLASS + f"{name}-{version}".encode())
+    return _get(_code(info))
+
+
+def _code(info: ClassInfo) -> bytes:
+    return _CLASS + f"{info.key}-{info.version}".encode()
+
+
+def no_class(name: str, classes: Iterable[str]) -> InvalidCall:
+    """The error for a class that is not there."""
+    known = ", ".join(sorted(classes)) or "none"
+    return InvalidCall(
+        f"no class {name!r} is deployed (there are: {known}): ro.deploy it, or `rayobjects serve` "
+        "its file",
+        status=404,
+    )
 
 
 def _get(key: bytes) -> bytes | None:

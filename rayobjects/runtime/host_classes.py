@@ -1,4 +1,9 @@
-"""The classes that a host has loaded, each in the version that the catalog names."""
+"""The classes that a host has loaded, each in the version that the catalog names.
+
+A host knows classes by their keys, which stay when a class is renamed. It is told where one has
+changed (`refresh`), and looks at the catalog's version from time to time by itself: whoever
+deployed may have died before it could tell everybody.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,12 @@ import asyncio
 
 from rayobjects.errors import InvalidCall
 from rayobjects.objects.catalog import ObjectClass, load_classes
-from rayobjects.runtime.configuration import read_catalog, read_class
+from rayobjects.runtime.configuration import (
+    no_class,
+    read_catalog,
+    read_catalog_version,
+    read_class,
+)
 
 
 class HostClasses:
@@ -15,12 +25,13 @@ class HostClasses:
     def __init__(self) -> None:
         self._loaded: dict[str, ObjectClass] = {}
         self._loading: dict[str, asyncio.Future[ObjectClass]] = {}
+        self._seen = 0
 
     async def get(self, name: str) -> ObjectClass:
-        """The class in its current version.
+        """The class of this key, in its current version.
 
         Raises:
-            InvalidCall: it is not deployed, or does not import here.
+            InvalidCall: it is not deployed, is being deleted, or does not import here.
         """
         loaded = self._loaded.get(name)
         if loaded is not None:
@@ -38,14 +49,22 @@ class HostClasses:
             if not done.cancelled() and done.exception() is None:
                 self._loaded[name] = done.result()
 
+    def changed(self) -> set[str]:
+        """The keys of all classes, if the catalog has changed since it was last asked; else none.
+        Asks Ray: for another thread."""
+        version = read_catalog_version()
+        if version == self._seen:
+            return set()
+        self._seen = version
+        return self._loaded.keys() | self._loading.keys()
+
     def outdated(self, names: set[str]) -> set[str]:
-        """Forgets those of the classes that have a new version by now; returns their names."""
+        """Forgets those of the classes that have changed by now; returns their keys."""
         catalog = read_catalog()
         old = {
             name
             for name in names & self._loaded.keys()
-            if name not in catalog.classes
-            or catalog.classes[name].version != self._loaded[name].info.version
+            if catalog.find(name) != self._loaded[name].info
         }
         for name in old:
             del self._loaded[name]
@@ -57,9 +76,14 @@ class HostClasses:
 
 def _load(name: str) -> ObjectClass:
     catalog = read_catalog()
-    info = catalog.classes.get(name)
-    blob = read_class(name, info.version) if info is not None else None
+    info = catalog.find(name)
+    if info is not None and info.deleting:
+        raise InvalidCall(
+            f"the class {info.name} is being deleted: finish that with `rayobjects delete-class "
+            f"{info.name}`",
+            status=404,
+        )
+    blob = read_class(info) if info is not None else None
     if info is None or blob is None:
-        known = ", ".join(sorted(catalog.classes)) or "none"
-        raise InvalidCall(f"no class {name!r} is deployed (there are: {known})", status=404)
-    return ObjectClass(load_classes(blob, info.sys_path)[name], info)
+        raise no_class(name, catalog.classes)
+    return ObjectClass(load_classes(blob, info.sys_path)[info.code_name or info.name], info)

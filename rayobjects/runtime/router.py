@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import ray
+import msgspec
 
 from rayobjects.clock import Clock, SystemClock
 from rayobjects.errors import InvalidCall, RayObjectsError, Unavailable
@@ -23,11 +23,13 @@ from rayobjects.messages import REDIRECT, Call, Push, Reply
 from rayobjects.objects.catalog import ClassInfo
 from rayobjects.objects.context import CallContext
 from rayobjects.runtime import placement
+from rayobjects.runtime.asking import answer_of
 from rayobjects.runtime.background import spawn
 from rayobjects.runtime.channel import Channel, Replied
 from rayobjects.runtime.configuration import (
     Catalog,
     Configuration,
+    no_class,
     read_catalog,
     read_configuration,
 )
@@ -40,9 +42,6 @@ REDIRECTS_MAX = 8
 
 REDIRECT_AGAIN_S = 0.1
 """The pause before a repeated redirection, times their number."""
-
-LIST_AGAIN_S = 0.1
-"""The pause before a listing asks a host again that is being restarted."""
 
 
 class Router:
@@ -59,8 +58,9 @@ class Router:
         self.id = id
         self.loop = loop
         self.configuration = configuration
-        self.on_push: Callable[[Push], None] | None = None
+        self._on_push: Callable[[Push], None] | None = None
         self.on_unknown: Callable[[list[tuple[str, str, str]]], None] = lambda sockets: None
+        self._names: dict[str, set[str]] = {}
         self._clock = clock
         self._thread = 0
         self._channels: dict[str, Channel] = {}
@@ -153,7 +153,7 @@ class Router:
     def _send(
         self, call: Call, replied: Replied, context: CallContext | None, redirects: int = 0
     ) -> None:
-        info = self._catalog.classes.get(call.class_name)
+        info = self._catalog.find(call.class_name)
         waiting = self._unresolved.get(call.class_name)
         if waiting is not None:
             waiting.append((call, replied, context))
@@ -162,7 +162,8 @@ class Router:
             self._unresolved[call.class_name] = [(call, replied, context)]
             spawn(self._resolve(call.class_name))
             return
-        host = placement.host_of(ObjectId(call.class_name, call.name), info, self.configuration)
+        call.class_name = info.key
+        host = placement.host_of(ObjectId(info.key, call.name), info, self.configuration)
         if host == self._local_host and self._local_core is not None:
             self._send_locally(self._local_core, call, replied, context, redirects)
             return
@@ -175,13 +176,8 @@ class Router:
         failure: RayObjectsError | None = None
         try:
             await self.refresh()
-            if class_name not in self._catalog.classes:
-                known = ", ".join(sorted(self._catalog.classes)) or "none"
-                failure = InvalidCall(
-                    f"no class {class_name!r} is deployed (there are: {known}): ro.deploy it, or "
-                    "`rayobjects serve` its file",
-                    status=404,
-                )
+            if self._catalog.find(class_name) is None:
+                failure = no_class(class_name, self._catalog.classes)
         except Exception as error:
             failure = Unavailable(f"the cluster's catalog could not be read ({error}): try again")
         for call, replied, context in self._unresolved.pop(class_name):
@@ -283,25 +279,42 @@ class Router:
 
     # -- sockets (gateways) ----------------------------------------------------------------------
 
+    @property
+    def on_push(self) -> Callable[[Push], None] | None:
+        """What takes socket messages; a gateway sets it. They come under each name that the
+        object's class had when a socket was opened here."""
+        return self._pushed if self._on_push is not None else None
+
+    @on_push.setter
+    def on_push(self, take: Callable[[Push], None] | None) -> None:
+        self._on_push = take
+
+    def _pushed(self, push: Push) -> None:
+        assert self._on_push is not None
+        for class_name in self._names.get(push.class_name, (push.class_name,)):
+            self._on_push(msgspec.structs.replace(push, class_name=class_name))
+
     def socket_opened(self, class_name: str, name: str, socket: str) -> None:
         """Keeps a standing request to the object's host, from before its on_connect is sent."""
         self._open_sockets.add((class_name, name, socket))
         self._keep_standing(class_name, name, socket)
 
     def _keep_standing(self, class_name: str, name: str, socket: str) -> None:
-        info = self._catalog.classes.get(class_name)
+        info = self._catalog.find(class_name)
         if info is not None:
-            host = placement.host_of(ObjectId(class_name, name), info, self.configuration)
+            if info.key != class_name:  # pushes name the object by its key
+                self._names.setdefault(info.key, {info.key}).add(class_name)
+            host = placement.host_of(ObjectId(info.key, name), info, self.configuration)
             channel = self._channel(host, info)
-            channel.sockets.add((class_name, name, socket))
+            channel.sockets.add((info.key, name, socket))
             channel.need_poll()
 
     def socket_closed(self, class_name: str, name: str, socket: str) -> None:
         """The object has been told that the socket is closed."""
-        entry = (class_name, name, socket)
-        self._open_sockets.discard(entry)
+        self._open_sockets.discard((class_name, name, socket))
+        info = self._catalog.find(class_name)
         for channel in self._channels.values():
-            channel.sockets.discard(entry)
+            channel.sockets.discard((info.key if info is not None else class_name, name, socket))
 
     # -- the cluster ------------------------------------------------------------------------------
 
@@ -320,42 +333,44 @@ class Router:
             Unavailable: a host could not be asked for `unavailable_after_s` seconds.
             StorageFailed: a host cannot open its storage.
         """
-        classes = await self.catalog()
-        if class_name not in classes:
-            known = ", ".join(sorted(classes)) or "none"
-            raise InvalidCall(
-                f"no class {class_name!r} is deployed (there are: {known})", status=404
-            )
+        key = (await self._class(class_name)).key
         gate = asyncio.Semaphore(LIST_HOSTS_AT_ONCE_MAX)
-
-        give_up_at = self._clock.monotonic() + self.configuration.unavailable_after_s
 
         async def of_shard(shard: int) -> list[str]:
             host = placement.shard_host(shard)
-            while True:
-                try:
-                    async with gate:
-                        handle = await placement.locate(host, self.configuration, None)
-                        names: list[str] = await asyncio.wait_for(
-                            handle.list_objects.remote(class_name, prefix, after, limit),
-                            self.configuration.unavailable_after_s,
-                        )
-                    return names
-                except ray.exceptions.RayTaskError as error:
-                    if isinstance(error.cause, RayObjectsError):
-                        raise error.cause from None
-                    raise Unavailable(f"the host {host} failed ({error.cause!r})") from error
-                except (TimeoutError, ray.exceptions.RayError) as error:
-                    if self._clock.monotonic() > give_up_at:
-                        raise Unavailable(
-                            f"the host {host} could not be asked ({type(error).__name__}): try "
-                            "again"
-                        ) from error
-                await asyncio.sleep(LIST_AGAIN_S)  # it is being started again
+
+            def ask(handle: Any) -> Any:
+                return handle.list_objects.remote(key, prefix, after, limit)
+
+            async with gate:
+                names: list[str] = await answer_of(host, self.configuration, self._clock, ask)
+            return names
 
         shards = range(self.configuration.shards)
         found = await asyncio.gather(*(of_shard(shard) for shard in shards))
         return sorted(name for names in found for name in names)[:limit]
+
+    async def object_exists(self, class_name: str, name: str) -> bool:
+        """Whether something is committed for the object. Wakes nothing.
+
+        Raises:
+            InvalidCall, Unavailable, StorageFailed: as `list_objects`.
+        """
+        id = ObjectId((await self._class(class_name)).key, name)
+        host = placement.shard_host(placement.shard_of(id, self.configuration.shards))
+
+        def ask(handle: Any) -> Any:
+            return handle.object_exists.remote(*id)
+
+        exists: bool = await answer_of(host, self.configuration, self._clock, ask)
+        return exists
+
+    async def _class(self, class_name: str) -> ClassInfo:
+        await self.refresh()
+        info = self._catalog.find(class_name)
+        if info is None:
+            raise no_class(class_name, self._catalog.classes)
+        return info
 
     async def close(self) -> None:
         """Ends all channels; calls under way fail with Unavailable."""

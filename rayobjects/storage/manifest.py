@@ -21,9 +21,14 @@ manifest, the others read it. Nothing is made in a directory before it is known 
 The manifest comes before the shards and the classes, so that a root that has those and no manifest
 has lost it.
 
+A class has a name, under which users know it, and a key, under which its objects and its code are
+stored. The key is the first name that it had and stays: so to rename a class is one write of the
+manifest, and no object moves to another slot.
+
 A process that dies while it changes the manifest leaves the old or the new one, and perhaps a
-class's code that no manifest names; the next version of the class takes that file's place. One that
-dies while it joins leaves an id of a cluster that does not hold the lock, which means nothing.
+class's code that no manifest names: not yet (the next version takes that file's place), or no more.
+One that dies while it joins leaves an id of a cluster that does not hold the lock, which means
+nothing.
 """
 
 from __future__ import annotations
@@ -68,6 +73,7 @@ class _Slots(msgspec.Struct):
 class _Class(msgspec.Struct):
     version: int
     info: str  # base64: what it means is the deployer's matter
+    key: str = ""  # where it is not the name
 
 
 class _Content(msgspec.Struct):
@@ -174,12 +180,13 @@ class Manifest:
 
     # -- classes ------------------------------------------------------------------------------
 
-    def store_class(self, name: str, version: int, blob: bytes, info: bytes) -> None:
+    def store_class(self, name: str, version: int, blob: bytes, info: bytes, key: str = "") -> None:
         """Stores a version of a class, which becomes the current one.
 
         Args:
             blob: its code, a pickle.
             info: what the deployer wants to find beside it.
+            key: of the class, where it is not its name.
 
         Raises:
             StorageFailed: the disk refuses, or the name is no identifier. The version before it
@@ -188,16 +195,56 @@ class Manifest:
         if not name.isidentifier():
             raise StorageFailed(f"{name!r} cannot be the name of a class: use an identifier")
         files = self._files
-        with _changing(files):
+        with self._changed() as content:
             files.make_directory("classes")
-            files.replace(_class_file(name, version), blob)
+            files.replace(_class_file(key or name, version), blob)
+            content.classes[name] = _Class(version, base64.b64encode(info).decode(), key)
+
+    def change_class(self, name: str, info: bytes, new_name: str = "") -> None:
+        """Changes what is said of a class, and its name if a new one is given; its version, its
+        code and its key stay. One write.
+
+        Raises:
+            StorageFailed: there is no such class, there is one of the new name, or the disk
+                refuses. Nothing was changed.
+        """
+        with self._changed() as content:
+            if name not in content.classes or (new_name and new_name in content.classes):
+                raise StorageFailed(f"the storage has no class {name!r}, or has {new_name!r}")
+            each = content.classes.pop(name)
+            key = each.key or name
+            name = new_name or name
+            content.classes[name] = _Class(
+                each.version, base64.b64encode(info).decode(), key if key != name else ""
+            )
+
+    def remove_class(self, name: str) -> None:
+        """Forgets a class, whose objects are gone. Does nothing where there is none.
+
+        Raises:
+            StorageFailed: the disk refuses.
+        """
+        with self._changed() as content:
+            each = content.classes.pop(name, None)
+        if each is None:
+            return
+        files, key = self._files, each.key or name
+        for file in files.list("classes"):
+            if file.rpartition("-")[0] == key:
+                files.remove(f"classes/{file}")
+
+    @contextmanager
+    def _changed(self) -> Iterator[_Content]:
+        """Hands out the manifest's content, and writes it when the block has changed it."""
+        files = self._files
+        with _changing(files):
             content = _read(files)
             if content is None:
                 raise StorageFailed(
                     f"{files.path(MANIFEST)} is gone though this cluster uses the root: restore "
                     "it from a copy"
                 )
-            content.classes[name] = _Class(version, base64.b64encode(info).decode())
+            yield content
             _write(files, content)
             self._content = content
 
@@ -210,12 +257,13 @@ class Manifest:
         }
 
     def class_blob(self, name: str, version: int) -> bytes:
-        """The code of a version of a class.
+        """The code of a version of a class, by its present name.
 
         Raises:
             StorageFailed: the file is gone.
         """
-        file = _class_file(name, version)
+        known = (_read(self._files) or self._content).classes.get(name)
+        file = _class_file(known.key or name if known is not None else name, version)
         blob = self._files.read(file)
         if blob is None:
             raise StorageFailed(

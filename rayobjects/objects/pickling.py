@@ -92,6 +92,28 @@ def load_classes(blob: bytes, sys_path: Iterable[str] = ()) -> dict[str, type]:
     Raises:
         InvalidCall: a module that the classes import is not here, or they cannot be loaded.
     """
+    classes, named = _unpickled(blob, sys_path)
+    for name, cls in named.items():
+        name_class(name, cls)
+        _publish(cls)
+    return classes
+
+
+def try_classes(blob: bytes, sys_path: Iterable[str] = ()) -> dict[str, type]:
+    """The same, but registers nothing: what is loaded so may be thrown away.
+
+    Raises:
+        InvalidCall: as `load_classes`.
+    """
+    before = list(sys.path)
+    try:
+        return _unpickled(blob, sys_path)[0]
+    finally:
+        sys.path[:] = before
+
+
+def _unpickled(blob: bytes, sys_path: Iterable[str]) -> tuple[dict[str, type], dict[str, type]]:
+    """(the classes by name, everything that came along by its stored name)."""
     for folder in sys_path:
         if folder not in sys.path and Path(folder).is_dir():
             sys.path.append(folder)
@@ -113,10 +135,7 @@ def load_classes(blob: bytes, sys_path: Iterable[str] = ()) -> dict[str, type]:
             "same versions of Python and of the packages on every node, then deploy it again",
             status=500,
         ) from error
-    for name, cls in named.items():
-        name_class(name, cls)
-        _publish(cls)
-    return classes
+    return classes, named
 
 
 def digest_of(cls: type, *others: bytes) -> str:

@@ -298,8 +298,7 @@ class Sockets:
 
     def closing(self) -> list[Send]:
         """The messages that close all sockets, for an object that is deleted."""
-        reason = b"the object was deleted"
-        return [Send(gateway, CLOSE, reason, _OBJECT_GONE) for gateway in self._counts()]
+        return farewells(self._counts())
 
     def forget(self) -> None:
         """The object was deleted: there are no sockets any more."""
@@ -473,3 +472,8 @@ def _ids(exclude: WebSocket | str | Iterable[WebSocket | str] | None) -> list[st
     if isinstance(exclude, WebSocket | str):
         exclude = (exclude,)
     return [socket.id if isinstance(socket, WebSocket) else socket for socket in exclude]
+
+
+def farewells(gateways: Iterable[str]) -> list[Send]:
+    """The messages that close all sockets of an object that is deleted."""
+    return [Send(each, CLOSE, b"the object was deleted", _OBJECT_GONE) for each in gateways]

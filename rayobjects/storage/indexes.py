@@ -207,6 +207,9 @@ class Indexes:
     def owner(self, key: Key) -> int:
         return self._owners.get(key, 0)
 
+    def owned_by(self, class_name: str) -> list[Key]:
+        return [key for key in self._owners if key[0] == class_name]
+
 
 def _drop_oldest(
     calls: dict[str, Finished] | dict[tuple[str, str, str], Finished], oldest: float

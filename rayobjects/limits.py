@@ -122,6 +122,10 @@ SOCKET_UNANSWERED_MAX = 64
 """Messages of one socket that its object has not answered; beyond, the gateway reads no more from
 it, and TCP makes the client wait."""
 
+FAREWELLS_MAX = 100_000
+"""Closed sockets of a gateway whose objects could not be told yet, and will be told again; beyond,
+they find out with the next session. About 50 MB."""
+
 SOCKET_CLOSE_WAIT_S = 5.0
 """How long the close frame to a socket that does not read is waited for."""
 

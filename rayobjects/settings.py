@@ -50,6 +50,10 @@ class Settings(BaseSettings):
         port: the gateway's port.
         allowed_hosts: names, separated by commas, that the gateway answers to beside 127.0.0.1,
             localhost and [::1]: those of a proxy in front of it; `*` for every name.
+        socket_ping_s: after how many seconds the gateway pings a client's WebSocket again; a client
+            that takes longer to answer is gone.
+        socket_idle_s: after how many seconds without a message, in either direction, the gateway
+            closes a WebSocket (1001); 0 leaves it open.
         clusters_directory: where this user's running clusters are listed.
     """
 
@@ -65,6 +69,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65_535)
     allowed_hosts: str = ""
+    socket_ping_s: float = Field(default=20.0, gt=0)
+    socket_idle_s: float = Field(default=0.0, ge=0)
     clusters_directory: Path = Field(default_factory=clusters_directory_default)
 
 

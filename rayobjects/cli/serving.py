@@ -140,6 +140,8 @@ def _start_gateway(application: Application, settings: Settings) -> None:
         pages=application.pages,
         app=application.app,
         allowed_hosts=settings.allowed_hosts.split(","),
+        socket_ping_s=settings.socket_ping_s,
+        socket_idle_s=settings.socket_idle_s,
     )
 
 

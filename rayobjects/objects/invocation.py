@@ -198,9 +198,17 @@ def _system_invocation(call: Call, activation: Activation) -> Invocation:
     if call.method == "state":
         limit = msgspec.json.decode(call.args, type=_StateArguments).limit
         return Invocation(activation.state.to_json, (), {"limit": limit}, False)
+    if call.method == "unknown_sockets":
+        asked = msgspec.json.decode(call.args, type=list[str])
+        return Invocation(_unknown_sockets, (activation, asked), {}, False)
     if call.method == "delete":
         return Invocation(_delete, (activation,), {}, False)
     raise InvalidCall(f"there is no system method {call.method!r}", status=404)
+
+
+def _unknown_sockets(activation: Activation, ids: list[str]) -> list[str]:
+    """Those of a gateway's sockets that the object does not have: it took the gateway for dead."""
+    return [id for id in ids if id not in activation.sockets]
 
 
 def _delete(activation: Activation) -> bool:

@@ -64,6 +64,7 @@ class Gateway:
         pages: static pages by path: content type and body, served from memory.
         app: an ASGI application of the user's, for every path that is not ours.
         allowed_hosts: names that it answers to beside those of the loopback; see `Visitors`.
+        socket_idle_s: how many seconds a socket may be without a message; 0: for ever.
     """
 
     def __init__(
@@ -73,14 +74,16 @@ class Gateway:
         pages: Mapping[str, tuple[str, bytes]] | None = None,
         app: Application | None = None,
         allowed_hosts: Iterable[str] = (),
+        socket_idle_s: float = 0.0,
     ) -> None:
         self._router = router
         self._pages = dict(pages or {})
         self._app = app
         self._visitors = Visitors(allowed_hosts)
         self._docs = Docs(router)
-        self._sockets = SocketTable(router)
+        self._sockets = SocketTable(router, idle_s=socket_idle_s)
         router.on_push = self._sockets.push
+        router.on_unknown = self._sockets.unknown
 
     @property
     def routes(self) -> list[Any]:

@@ -59,6 +59,10 @@ class Router(Protocol):
     on_push: Callable[[Push], None] | None
     """Gets the messages of objects for sockets: in order for each object, perhaps repeated."""
 
+    on_unknown: Callable[[list[tuple[str, str, str]]], None]
+    """Gets sockets (class, name, id) that this gateway holds and a host does not know: one that
+    took it for dead, or one that has not opened them yet."""
+
     def call(
         self, class_name: str, name: str, method: str, encoding: int, args: bytes, *, id: str = ""
     ) -> asyncio.Future[Reply]:

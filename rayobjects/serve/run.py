@@ -12,6 +12,7 @@ runs replaces its replicas one after another.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import socket
 import sys
@@ -40,6 +41,10 @@ KEEP_ALIVE_S = 75
 """How long the replica keeps an idle connection. Longer than HAProxy, which gives them up after
 5 s: the other way round HAProxy would send a request on a connection that is being closed."""
 
+PING_S = 20.0
+"""How soon a client that is gone without a word is noticed: after twice as long. Phones must wake
+for each ping."""
+
 SHUTDOWN_S = 10.0
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -55,6 +60,8 @@ def start_gateway(
     pages: Mapping[str, Any] | None = None,
     app: Application | None = None,
     allowed_hosts: Iterable[str] = (),
+    socket_ping_s: float = PING_S,
+    socket_idle_s: float = 0.0,
     connect: Connect | None = None,
 ) -> None:
     """Starts the gateway on the cluster that this process is attached to, and returns when it
@@ -68,6 +75,9 @@ def start_gateway(
         app: an ASGI application for every path that is not the gateway's; goes there by value.
         allowed_hosts: names, without ports, that it answers to beside 127.0.0.1, localhost and
             [::1]: those of a proxy in front of it; "*" for every name.
+        socket_ping_s: a client's WebSocket is pinged so many seconds after its last answer, and
+            is lost if it does not answer within as many.
+        socket_idle_s: a WebSocket without a message for so many seconds is closed; 0: never.
         connect: makes the router in the replica; the cluster's own unless given.
 
     Raises:
@@ -109,7 +119,9 @@ def start_gateway(
             ),
             logging_config={"enable_access_log": False, "log_level": "WARNING"},
         )
-        bound = deployment.bind(loaded, pickled_app, pickled_connect, list(allowed_hosts))
+        bound = deployment.bind(
+            loaded, pickled_app, pickled_connect, list(allowed_hosts), socket_ping_s, socket_idle_s
+        )
         serve.run(bound, name=APPLICATION, route_prefix="/", logging_config=None)
     except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
         raise Unavailable(
@@ -192,6 +204,14 @@ def _keep_grpc_on_loopback() -> None:
     replica.add_port_to_grpc_server = add_loopback_port
 
 
+def _set_pings(every_s: float) -> None:
+    """Serve does not let settings of its server through. Runs before the replica makes it."""
+    import uvicorn
+
+    make = functools.partial(uvicorn.Config, ws_ping_interval=every_s, ws_ping_timeout=every_s)
+    setattr(uvicorn, "Config", make)  # noqa: B010  (mypy knows it as a type)
+
+
 async def _cluster_router() -> Router:
     from rayobjects.runtime.router import connect
 
@@ -211,8 +231,12 @@ def _replica_class() -> Any:
             app: bytes,
             connect: bytes,
             allowed_hosts: list[str],
+            socket_ping_s: float,
+            socket_idle_s: float,
         ) -> None:
             _keep_grpc_on_loopback()
+            _set_pings(socket_ping_s)
+            self._socket_idle_s = socket_idle_s
             self._pages = pages
             self._allowed_hosts = allowed_hosts
             self._app = cloudpickle.loads(app) if app else None
@@ -225,6 +249,7 @@ def _replica_class() -> Any:
                 pages=self._pages,
                 app=self._app,
                 allowed_hosts=self._allowed_hosts,
+                socket_idle_s=self._socket_idle_s,
             )
 
         async def __del__(self) -> None:

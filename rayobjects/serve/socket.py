@@ -10,12 +10,19 @@ calls, all sent at once and in order; the writer sends what the object pushed; t
 come back through callbacks. Whatever ends the socket goes through `_finish`, which sends the one
 `on_close`: after every `on_message`, because calls on an object keep their order.
 
+What the object has said that a message is answered with (`auto_response`) is answered here.
+
 Both directions are bounded. Towards the object: after SOCKET_UNANSWERED_MAX messages without an
 answer the reader stops, and TCP makes the client wait. Towards the client: a socket whose queue
 has SOCKET_QUEUE_BYTES_MAX waiting is closed with 1013, so that it holds up nobody else.
 
+A client that is gone without a word is noticed by the server, which pings it: it closes a
+connection whose pong does not come (`socket_ping_s`). One that is there and silent may stay, unless
+`socket_idle_s` says for how long.
+
 What this side closes with:
 
+    1001  no message has come or gone for `socket_idle_s`
     1009  a message has more than SOCKET_MESSAGE_BYTES_MAX bytes
     1011  the object cannot take the message: its class has no such hook any more
     1012  the object does not know the socket: it was deleted, or took this gateway for dead
@@ -30,7 +37,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from rayobjects.errors import RayObjectsError, info_from_wire
@@ -40,21 +47,34 @@ from rayobjects.limits import (
     SOCKET_QUEUE_BYTES_MAX,
     SOCKET_UNANSWERED_MAX,
 )
-from rayobjects.messages import BINARY, OK, SOCKET, TEXT, Reply, SocketEvent, encode
+from rayobjects.messages import (
+    BINARY,
+    CLOSE,
+    OK,
+    SOCKET,
+    TEXT,
+    Reply,
+    Send,
+    SocketEvent,
+    decode_socket_opened,
+    encode,
+)
+from rayobjects.objects.delivery import Delivery, Position
+from rayobjects.serve.farewells import Farewells
 from rayobjects.serve.links import Router
 from rayobjects.serve.problems import Headers, problem_of_error, problem_of_info
 from rayobjects.serve.requests import text_headers
 
 logger = logging.getLogger("rayobjects.gateway")
 
-TOO_BIG, FAILED, GONE, TRY_LATER = 1009, 1011, 1012, 1013
+IDLE, TOO_BIG, FAILED, GONE, TRY_LATER = 1001, 1009, 1011, 1012, 1013
+NO_CODE, LOST = 1005, 1006
 
 REASON_BYTES_MAX = 123
 """Of a close frame, whose payload has at most 125 bytes, 2 of them the code (RFC 6455, 5.5)."""
 
-Position = tuple[int, int]
-
-_START: Position = (0, -1)
+Event = MutableMapping[str, Any]
+"""An ASGI event."""
 
 
 class Socket:
@@ -65,15 +85,21 @@ class Socket:
         class_name, name: the object.
         id: the socket's id, which no other socket has or had.
         receive, send: of the ASGI connection.
+        farewells: tells the object when the socket has closed.
+        idle_s: how many seconds it may be without a message in either direction; 0: for ever.
     """
 
     __slots__ = (
+        "_active_at",
         "_class_name",
         "_close",
+        "_delivery",
         "_ended",
+        "_farewells",
         "_finished",
+        "_idle_s",
+        "_idle_timer",
         "_name",
-        "_position",
         "_queue",
         "_queued_bytes",
         "_receive",
@@ -91,10 +117,16 @@ class Socket:
         class_name: str,
         name: str,
         id: str,
-        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
-        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
+        receive: Callable[[], Awaitable[Event]],
+        send: Callable[[Event], Awaitable[None]],
+        farewells: Farewells,
+        idle_s: float = 0.0,
     ) -> None:
         self.id = id
+        self._farewells = farewells
+        self._idle_s = idle_s
+        self._active_at = 0.0
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._router = router
         self._class_name = class_name
         self._name = name
@@ -102,9 +134,9 @@ class Socket:
         self._send = send
         # What the object sent and the client has not been sent yet; positions count until the
         # socket is accepted, and are not looked at later.
-        self._queue: deque[tuple[Position, MutableMapping[str, Any], int]] = deque()
+        self._queue: deque[tuple[Position, Event, int]] = deque()
         self._queued_bytes = 0
-        self._position = _START
+        self._delivery = Delivery()
         self._finished = False
         self._close: tuple[int, str] | None = None
         self._unanswered = 0
@@ -114,28 +146,29 @@ class Socket:
 
     # ---- from the object -----------------------------------------------------------------------
 
-    def deliver_at(self, position: Position, message: MutableMapping[str, Any], size: int) -> None:
-        """Queues a message (an ASGI event) of `size` bytes, unless the socket has had it."""
-        if position <= self._position or self._close is not None:
-            return
-        self._position = position
+    def push(self, position: Position, send: Send, event: Event) -> None:
+        """Takes a message of the object that is for this socket, or for all; `event` is what the
+        client is sent of it."""
+        if self._close is None and self._delivery.take(position, send):
+            self._put(event, 0 if send.kind == CLOSE else len(send.data))
+
+    def vanished(self) -> None:
+        """The object does not know this socket any more."""
+        self._end(GONE, "the object does not know this socket any more")
+
+    def _put(self, event: Event, size: int) -> None:
+        """Queues what the client is sent."""
         self._queued_bytes += size
         if self._queued_bytes > SOCKET_QUEUE_BYTES_MAX:
             self._queue.clear()
             self._end(TRY_LATER, "reads too slowly")
             return
-        self._queue.append((position, message, size))
+        self._queue.append((self._delivery.position, event, size))
         wake = self._wake_writer
         if wake is not None:
             self._wake_writer = None
             if not wake.done():
                 wake.set_result(None)
-
-    def close_at(self, position: Position, code: int, reason: str) -> None:
-        """Queues the object's closing of the socket, unless the socket has had it."""
-        if position <= self._position or self._close is not None:
-            return
-        self.deliver_at(position, {"type": "websocket.close", "code": code, "reason": reason}, 0)
 
     # ---- the life of the socket ----------------------------------------------------------------
 
@@ -143,33 +176,44 @@ class Socket:
         """Serves the connection to its end; returns the HTTP answer where it is refused."""
         await self._receive()  # websocket.connect
         self._router.socket_opened(self._class_name, self._name, self.id)
-        opened = self._call("on_connect", query=_query(scope), headers=text_headers(scope))
+        subprotocols: list[str] = list(scope.get("subprotocols") or ())
+        opened = self._call(
+            "on_connect",
+            query=_query(scope),
+            headers=text_headers(scope),
+            subprotocols=subprotocols,
+        )
         try:
             reply = await asyncio.shield(opened)
         except RayObjectsError as error:
             # Whether the object has opened the socket is not known.
-            self._finish(1006, "")
+            self._finish(LOST, "")
             return problem_of_error(error)
         except asyncio.CancelledError:
-            self._finish(1006, "")
+            self._finish(LOST, "")
             raise
         if reply.status != OK:
             if not self._finished:
                 self._finished = True
                 self._router.socket_closed(self._class_name, self._name, self.id)
-            return await self._refused(reply)
+            return await self._refused(reply, subprotocols)
         self._begin(reply.sequence)
         try:
-            await self._send({"type": "websocket.accept"})
+            agreed = decode_socket_opened(reply.body).subprotocol if reply.body else ""
+            await self._send({"type": "websocket.accept", "subprotocol": agreed or None})
+            self._watch_idle()
             await self._run()
         finally:
             # Only a connection that broke, or a server that stops, comes here unfinished.
-            self._finish(1006, "")
+            self._finish(LOST, "")
         return None
 
-    async def _refused(self, reply: Reply) -> tuple[int, Headers, bytes] | None:
+    async def _refused(
+        self, reply: Reply, subprotocols: Iterable[str]
+    ) -> tuple[int, Headers, bytes] | None:
         """Refuses as the object says: a browser shows its page the code of an opened socket that
-        is closed, but nothing of an HTTP answer."""
+        is closed, but nothing of an HTTP answer, nor of a socket that speaks none of what the page
+        has offered."""
         info = info_from_wire(reply.body)
         if info.traceback:
             logger.error("%s\n%s", info.message, info.traceback)
@@ -177,7 +221,8 @@ class Socket:
         if close is None:
             return problem_of_info(info)
         code, reason = close
-        await self._send({"type": "websocket.accept"})
+        offered = next(iter(subprotocols), None)
+        await self._send({"type": "websocket.accept", "subprotocol": offered})
         await self._send({"type": "websocket.close", "code": code, "reason": _cut(reason)})
         return None
 
@@ -186,7 +231,7 @@ class Socket:
         kept = [entry for entry in self._queue if entry[0][0] >= sequence]
         self._queue = deque(kept)
         self._queued_bytes = sum(entry[2] for entry in kept)
-        self._position = max((sequence, -1), kept[-1][0] if kept else _START)
+        self._delivery.begin(sequence)
 
     async def _run(self) -> None:
         reader = asyncio.ensure_future(self._read())
@@ -206,14 +251,19 @@ class Socket:
             while True:
                 message = await self._receive()
                 if message["type"] == "websocket.disconnect":
-                    self._finish(message.get("code") or 1005, message.get("reason") or "")
+                    self._finish(*_ending(message))
                     return
                 if self._close is not None or self._finished:
                     continue
                 text = message.get("text")
                 kind, data = (BINARY, message["bytes"]) if text is None else (TEXT, text.encode())
+                self._active_at = asyncio.get_running_loop().time()
                 if len(data) > SOCKET_MESSAGE_BYTES_MAX:
                     self._end(TOO_BIG, f"a message has at most {SOCKET_MESSAGE_BYTES_MAX:,} bytes")
+                    continue
+                answer = self._delivery.answer(kind, data)
+                if answer is not None:
+                    self._put(event_of(*answer), len(answer[1]))
                     continue
                 self._unanswered += 1
                 self._call("on_message", kind=kind, data=data).add_done_callback(self._answered)
@@ -221,7 +271,7 @@ class Socket:
                     self._wake_reader = asyncio.get_running_loop().create_future()
                     await self._wake_reader
         finally:
-            self._finish(1006, "")  # receive() failed: the connection broke
+            self._finish(LOST, "")  # receive() failed: the connection broke
 
     async def _write(self) -> None:
         """Sends what the object pushed, until the socket is closed."""
@@ -235,6 +285,7 @@ class Socket:
                         break
                     await self._send(message)
                     self._queued_bytes -= size
+                    self._active_at = asyncio.get_running_loop().time()
                 if self._close is not None:
                     code, reason = self._close
                     await self._send({"type": "websocket.close", "code": code, "reason": reason})
@@ -242,7 +293,20 @@ class Socket:
                 self._wake_writer = asyncio.get_running_loop().create_future()
                 await self._wake_writer
         except Exception:  # the server's own, and different for each: the client is gone
-            self._finish(1006, "")
+            self._finish(LOST, "")
+
+    def _watch_idle(self) -> None:
+        """Closes a socket that has been idle for too long, else looks again when it may be."""
+        if not self._idle_s or self._finished:
+            return
+        loop = asyncio.get_running_loop()
+        if not self._active_at:
+            self._active_at = loop.time()
+        left_s = self._active_at + self._idle_s - loop.time()
+        if left_s > 0:
+            self._idle_timer = loop.call_later(left_s, self._watch_idle)
+        else:
+            self._end(IDLE, f"no message for {self._idle_s:g} s")
 
     def _answered(self, future: asyncio.Future[Reply]) -> None:
         """Takes the answer to an `on_message`."""
@@ -266,7 +330,7 @@ class Socket:
         if info.kind in ("MethodError", "Deadlock"):
             return
         if info.details.get("socket") == "gone":
-            self._end(GONE, "the object does not know this socket any more")
+            self.vanished()
         elif info.status in (429, 503, 504):
             self._end(TRY_LATER, info.message)
         else:
@@ -287,26 +351,31 @@ class Socket:
         if self._finished:
             return
         self._finished = True
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         if not self._ended.done():
             self._ended.set_result(None)
-        closed = self._call("on_close", code=code, data=reason.encode())
-        closed.add_done_callback(self._closed)
-
-    def _closed(self, future: asyncio.Future[Reply]) -> None:
-        """The router forgets the socket only now: until the object has taken `on_close`, a new
-        session must still count it as open, or the host would close it with a code of its own."""
-        self._router.socket_closed(self._class_name, self._name, self.id)
-        if future.cancelled() or future.exception() is not None:
-            return
-        reply = future.result()
-        if reply.status != OK:
-            info = info_from_wire(reply.body)
-            if info.details.get("socket") != "gone":
-                logger.warning("%s\n%s", info.message, info.traceback)
+        self._farewells.tell(self._class_name, self._name, self.id, code, reason.encode())
 
     def _call(self, method: str, **fields: Any) -> asyncio.Future[Reply]:
         event = SocketEvent(self.id, self._router.id, **fields)
         return self._router.call(self._class_name, self._name, method, SOCKET, encode(event))
+
+
+def event_of(kind: int, data: bytes) -> Event:
+    """A message as an ASGI event."""
+    if kind == TEXT:
+        return {"type": "websocket.send", "text": data.decode("utf-8", "replace")}
+    return {"type": "websocket.send", "bytes": data}
+
+
+def _ending(message: Event) -> tuple[int, str]:
+    """Code and reason of a `websocket.disconnect`. A connection that was lost without a close
+    frame is 1006 (RFC 6455, 7.1.5); uvicorn calls it 1005 too, but says no reason then."""
+    code = message.get("code") or NO_CODE
+    if code in (NO_CODE, LOST) and "reason" not in message:
+        return LOST, "connection lost"
+    return code, message.get("reason") or ""
 
 
 def _query(scope: MutableMapping[str, Any]) -> str:

@@ -229,6 +229,7 @@ class LocalHost(HostLife):
         *,
         query: str | Mapping[str, str] = "",
         headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        subprotocols: Iterable[str] = (),
         gateway: str = "gateway",
     ) -> LocalSocket:
         """Opens a WebSocket to an object; returns when it is open and what `on_connect` sent has
@@ -237,13 +238,14 @@ class LocalHost(HostLife):
         Args:
             query: of the opening request: a query string, or its parameters.
             headers: of the opening request.
+            subprotocols: that the client offers to speak.
             gateway: which gateway holds the socket.
 
         Raises:
             InvalidCall: the object refused it, or takes no sockets.
             RayObjectsError: `on_connect` raised.
         """
-        return await self.gateway(gateway).connect(_id(stub), query, headers)
+        return await self.gateway(gateway).connect(_id(stub), query, headers, subprotocols)
 
     async def settled(self) -> None:
         """Returns when every socket message that has left an object has arrived."""

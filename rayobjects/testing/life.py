@@ -164,9 +164,17 @@ class HostLife:
             incarnation=f"epoch-{shard.epoch}",
             idle_s=self._idle_s,
             activations_max=self._activations_max,
+            suspect=self._suspect,
         )
         self._died.clear()
         self._alive.set()
+
+    def _suspect(self, gateway: str) -> None:
+        """The host has not heard of a gateway: has its process ended?"""
+        core = self.core
+        ended = any(each.channel.closed for each in self._gateways.values() if each.id == gateway)
+        if core is not None and ended:
+            self.loop.call_soon(core.gateway_died, gateway)
 
     def _run(self, life: int, task: Callable[[], None]) -> None:
         """What the storage does on the loop; dies where the files say so."""

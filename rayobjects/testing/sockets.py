@@ -1,8 +1,10 @@
 """Clients' WebSockets without a server: what `rayobjects.serve` does for them, in a few lines.
 
 A gateway takes an object's pushes, which may come again after a crash, and gives each socket what
-lies beyond its position (sequence, index): each message once and in order. A socket's first
-position comes with the reply to `on_connect`; what arrives before that is kept for it.
+is new to it (`objects.delivery`): each message once and in order. A socket's first position comes
+with the reply to `on_connect`; what arrives before that is kept for it. Tags, auto responses and a
+slow reader's bound are those of the real gateway; pings and idle times are not there: `lose` is
+what a client does that no longer answers them.
 """
 
 from __future__ import annotations
@@ -13,27 +15,40 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+import msgspec
+
 from rayobjects.errors import InvalidCall, RayObjectsError, from_wire, info_from_wire
 from rayobjects.ids import ObjectId
+from rayobjects.limits import SOCKET_QUEUE_BYTES_MAX
 from rayobjects.messages import (
     BINARY,
     CLOSE,
     OK,
     SOCKET,
+    SYSTEM,
     TEXT,
     Call,
     Push,
     Reply,
     SocketEvent,
+    decode_socket_opened,
     encode,
+    encode_json,
 )
+from rayobjects.objects.closings import LOST, is_final
+from rayobjects.objects.delivery import Delivery, Position
 from rayobjects.testing.channel import LocalChannel
 
 if TYPE_CHECKING:
     from rayobjects.testing.life import HostLife
 
-Position = tuple[int, int]
 Message = str | bytes
+
+GONE = (1012, "the object does not know this socket any more")
+SLOW = (1013, "reads too slowly")
+
+AGAIN_S = 0.01
+"""The pause before an object is told again that a socket has closed."""
 
 
 class LocalSocket:
@@ -44,6 +59,7 @@ class LocalSocket:
         received: all messages so far, str or bytes.
         positions: (sequence, index) of each of them.
         closed: (code, reason) once it is closed, from whichever side.
+        subprotocol: the one that `on_connect` chose, or "".
     """
 
     def __init__(self, gateway: LocalGateway, object_id: ObjectId, id: str) -> None:
@@ -53,8 +69,10 @@ class LocalSocket:
         self.positions: list[Position] = []
         self.closed: tuple[int, str] | None = None
         self._gateway = gateway
+        self.subprotocol = ""
+        self._delivery = Delivery()
         self._early: list[tuple[Position, Push]] | None = []
-        self._position: Position = (0, -1)
+        self._unread: list[tuple[Position, Message]] | None = None
         self._taken = 0
         self._news: list[asyncio.Future[None]] = []
 
@@ -68,7 +86,7 @@ class LocalSocket:
         reply = await self.post(data)
         if reply.status != OK:
             if info_from_wire(reply.body).details.get("socket") == "gone":
-                self._end(1012, "the object does not know this socket any more")
+                self._end(*GONE)
             raise from_wire(reply.body)
         await self._gateway.settled()
 
@@ -77,6 +95,12 @@ class LocalSocket:
         if self.closed is not None:
             raise InvalidCall(f"the socket is closed ({self.closed[0]}): connect again")
         kind, body = (TEXT, data.encode()) if isinstance(data, str) else (BINARY, bytes(data))
+        answer = self._delivery.answer(kind, body)
+        if answer is not None:
+            self._receive(self._delivery.position, *answer)
+            done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+            done.set_result(Reply(0, OK, b""))
+            return done
         return self._gateway.call(self, "on_message", kind=kind, data=body)
 
     async def receive(self) -> Message:
@@ -101,6 +125,27 @@ class LocalSocket:
             await self._gateway.tell_closed(self, code, reason)
             await self._gateway.settled()
 
+    async def lose(self) -> None:
+        """The connection is lost without a word, and the gateway has noticed: nobody answers its
+        pings. Returns when the object knows."""
+        await self.close(LOST, "connection lost")
+
+    def pause(self) -> None:
+        """The client reads no more; what waits for it has a bound (close code 1013)."""
+        if self._unread is None:
+            self._unread = []
+
+    def resume(self) -> None:
+        """The client reads what has waited for it, and everything that comes."""
+        unread, self._unread = self._unread or [], None
+        for position, message in unread:
+            self._read(position, message)
+
+    @property
+    def tags(self) -> frozenset[str]:
+        """The tags that the object gave it, as its gateway knows them."""
+        return self._delivery.tags
+
     def __repr__(self) -> str:
         return f"<LocalSocket of {self.object_id}, {len(self.received)} messages>"
 
@@ -109,23 +154,40 @@ class LocalSocket:
     def _begin(self, sequence: int) -> None:
         """`on_connect` was record `sequence`: what came before is none of this socket's."""
         early, self._early = self._early or [], None
-        self._position = (sequence, -1)
+        self._delivery.begin(sequence)
         for position, push in early:
-            self._take(position, push)
+            if position >= (sequence, -1):
+                self._deliver(position, push)
 
     def _take(self, position: Position, push: Push) -> None:
+        if self.closed is not None or not self._delivery.take(position, push.send):
+            return
         if self._early is not None:
             self._early.append((position, push))
-            return
-        if position <= self._position or self.closed is not None:
-            return
-        self._position = position
+        else:
+            self._deliver(position, push)
+
+    def _deliver(self, position: Position, push: Push) -> None:
         send = push.send
         if send.kind == CLOSE:
             self._end(send.code, send.data.decode())
             self._gateway.forget(self)
+        else:
+            self._receive(position, send.kind, send.data)
+
+    def _receive(self, position: Position, kind: int, data: bytes) -> None:
+        message = data.decode() if kind == TEXT else data
+        if self._unread is None:
+            self._read(position, message)
             return
-        self.received.append(send.data.decode() if send.kind == TEXT else send.data)
+        self._unread.append((position, message))
+        if sum(len(each) for _, each in self._unread) > SOCKET_QUEUE_BYTES_MAX:
+            self._unread.clear()
+            self._end(*SLOW)
+            self._gateway.tell_closed_soon(self, *SLOW)
+
+    def _read(self, position: Position, message: Message) -> None:
+        self.received.append(message)
         self.positions.append(position)
         self._tell()
 
@@ -152,6 +214,7 @@ class LocalGateway:
     def __init__(self, host: HostLife, id: str) -> None:
         self.id = id
         self.channel = LocalChannel(host, id, self._push)
+        self.channel.on_unknown = self._unknown
         self.pushes: list[Push] = []
         self.silent = False
         self._host = host
@@ -163,6 +226,7 @@ class LocalGateway:
         object_id: ObjectId,
         query: str | Mapping[str, str] = "",
         headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        subprotocols: Iterable[str] = (),
     ) -> LocalSocket:
         """Opens a socket; see `LocalHost.connect`."""
         socket = LocalSocket(self, object_id, f"{self.id}-{next(self._ids)}")
@@ -176,12 +240,15 @@ class LocalGateway:
                 "on_connect",
                 query=query if isinstance(query, str) else urlencode(query),
                 headers=[(name.lower(), value) for name, value in pairs],
+                subprotocols=list(subprotocols),
             )
             if reply.status != OK:
                 raise from_wire(reply.body)
         except RayObjectsError:
             self.forget(socket)
             raise
+        if reply.body:
+            socket.subprotocol = decode_socket_opened(reply.body).subprotocol
         socket._begin(reply.sequence)
         await self.settled()
         return socket
@@ -204,11 +271,26 @@ class LocalGateway:
         return future
 
     async def tell_closed(self, socket: LocalSocket, code: int, reason: str) -> None:
-        """Tells the object that the socket is closed; only then does the gateway forget it."""
+        """Tells the object that the socket is closed, as often as it takes; only then does the
+        gateway forget it."""
         try:
-            await self.call(socket, "on_close", code=code, data=reason.encode())
+            while True:
+                reply = await self.call(socket, "on_close", code=code, data=reason.encode())
+                if reply.status == OK or is_final(reply.body):
+                    return
+                await asyncio.sleep(AGAIN_S)
         finally:
             self.forget(socket)
+
+    def tell_closed_soon(self, socket: LocalSocket, code: int, reason: str) -> None:
+        """The same in the background."""
+        self._host.spawn(self._tell_closed(socket, code, reason))
+
+    async def _tell_closed(self, socket: LocalSocket, code: int, reason: str) -> None:
+        try:
+            await self.tell_closed(socket, code, reason)
+        except RayObjectsError:
+            pass  # the host of this test has been closed
 
     def forget(self, socket: LocalSocket) -> None:
         """The gateway holds the socket no longer."""
@@ -235,3 +317,22 @@ class LocalGateway:
         for id, socket in list(sockets.items()):
             if (send.sockets is None or id in send.sockets) and id not in send.exclude:
                 socket._take(position, push)
+
+    def _unknown(self, sockets: list[tuple[str, str, str]]) -> None:
+        """The host does not know these sockets: asks their objects, as the real gateway does."""
+        for class_name, name, id in sockets:
+            socket = self._sockets.get(ObjectId(class_name, name), {}).get(id)
+            if socket is not None:
+                self._ask(socket)
+
+    def _ask(self, socket: LocalSocket) -> None:
+        def replied(outcome: Reply | RayObjectsError) -> None:
+            if not isinstance(outcome, Reply) or outcome.status != OK:
+                return  # it cannot say for now
+            if socket.id in msgspec.json.decode(outcome.body, type=list[str]):
+                socket._end(*GONE)
+                self.tell_closed_soon(socket, *GONE)
+
+        ids = encode_json([socket.id])
+        call = Call(0, *socket.object_id, "unknown_sockets", SYSTEM, ids)
+        self.channel.send(call, replied)

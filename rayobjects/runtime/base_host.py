@@ -149,7 +149,7 @@ class BaseHost:
             if core is not None and core.failed is None:
                 return core
             if core is not None:
-                self._end_if_lost(core)
+                self._end_if_lost(core.failed)
             if self._stopped:
                 raise StorageFailed(f"the host {self.host} is shutting down: try again")
             now = self.clock.monotonic()
@@ -165,6 +165,7 @@ class BaseHost:
                 self._open_error = error
                 self._open_again_at = self.clock.monotonic() + OPEN_AGAIN_S
                 logger.error("the host %s could not open its storage: %s", self.host, error)
+                self._end_if_lost(error)
                 raise
             self._open_error = None
             return self.core
@@ -196,7 +197,7 @@ class BaseHost:
             if core is None:
                 continue
             if core.failed is not None:
-                self._end_if_lost(core)
+                self._end_if_lost(core.failed)
                 continue
             try:
                 core.sweep()
@@ -204,9 +205,8 @@ class BaseHost:
             except Exception:  # must not end the sweeper
                 logger.exception("%s: the sweep failed", self.host)
 
-    def _end_if_lost(self, core: HostCore) -> None:
+    def _end_if_lost(self, error: StorageFailed | None) -> None:
         """Another process has taken over: this one must not take it back."""
-        assert core.failed is not None
-        if core.failed.details.get("lost") == "epoch":
+        if error is not None and error.details.get("lost") == "epoch":
             logger.error("%s ends, because another process has taken over", self.host)
             os._exit(1)

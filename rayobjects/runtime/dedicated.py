@@ -25,11 +25,12 @@ class DedicatedHost(BaseHost):
         class_name, _, name = host.partition("/")
         self.id = ObjectId(class_name, name)
         self._remote: RemoteLedger | None = None
+        self._owner_epoch = 0
         self._idle_since = self.clock.monotonic()
 
     async def open_ledger(self) -> Ledger:
         remote = RemoteLedger(self.id, self.configuration, self.clock)
-        await remote.open()
+        self._owner_epoch = await remote.open(self._owner_epoch)
         self._remote = remote
         return remote
 

@@ -23,6 +23,7 @@ from rayobjects.runtime.configuration import (
 )
 from rayobjects.runtime.remote_ledger import LedgerAnswer, LedgerRequest, decode_request
 from rayobjects.storage.manifest import Manifest
+from rayobjects.storage.ownership import Claims
 from rayobjects.storage.records import PendingSends
 from rayobjects.storage.shard import Shard
 
@@ -45,6 +46,7 @@ class ShardHost(BaseHost):
         self.number = shard
         self.manifest: Manifest | None = None
         self.shard: Shard | None = None
+        self._claims = Claims()
         self._dedicated: set[str] = set()
         self._deploying = asyncio.Lock()
 
@@ -70,6 +72,7 @@ class ShardHost(BaseHost):
                 clock=self.clock,
                 soon=loop.call_soon,
                 post=loop.call_soon_threadsafe,
+                claims=self._claims,
             )
 
         self.shard = await asyncio.to_thread(open)
@@ -203,7 +206,8 @@ class ShardHost(BaseHost):
         if request.operation == "commit":
             return await self._commit(shard, id, request)
         if request.operation == "claim":
-            epoch = await _done(lambda done: shard.claim_object(id, done))
+            last = request.owner_epoch
+            epoch = await _done(lambda done: shard.claim_object(id, done, last=last))
             pending: list[PendingSends] = shard.pending_of(id)
             return LedgerAnswer(
                 owner_epoch=epoch,

@@ -98,17 +98,22 @@ class RemoteLedger:
         """Whether a request is under way."""
         return self._under_way
 
-    async def open(self) -> None:
-        """Claims the object, waiting for its shard's host as long as a channel would.
+    async def open(self, last: int = 0) -> int:
+        """Claims the object, waiting for its shard's host as long as a channel would; returns the
+        owner epoch.
+
+        Args:
+            last: the owner epoch that this process had before, 0 if none.
 
         Raises:
-            StorageFailed: the shard cannot be opened, or was not found in time.
+            StorageFailed: the shard cannot be opened, or was not found in time; with
+                `details["lost"]`, another process has claimed the object since `last`.
         """
         deadline = self._clock.monotonic() + self._configuration.unavailable_after_s
         while True:
             try:
                 self._handle = await placement.locate(self._shard, self._configuration, None)
-                answer = await self._ask(LedgerRequest("claim", *self._id))
+                answer = await self._ask(LedgerRequest("claim", *self._id, owner_epoch=last))
                 break
             except (TimeoutError, RayError, OSError) as error:
                 if self._clock.monotonic() > deadline:
@@ -120,6 +125,7 @@ class RemoteLedger:
         self._owner_epoch = answer.owner_epoch
         self._claimed, self._loaded = answer, answer.loaded
         self._finished = {each.call_id: each for each in answer.finished}
+        return self._owner_epoch
 
     async def load(self, id: ObjectId) -> Loaded:
         loaded, self._loaded = self._loaded, None

@@ -2,6 +2,11 @@
 
 A claim counts from the moment it is asked for, before it is on disk: what the owner before commits
 from then on is refused, and what it had committed until then comes before the claim in the journal.
+
+An actor that had to give up its ledger and claims again in the same process names the epoch that it
+had. If that is not the present one, another actor has taken over, and this one is the stale one. If
+its own claim was written and the answer got lost on the way, it cannot tell the two apart: it is
+refused too, and a new process takes its place.
 """
 
 from __future__ import annotations

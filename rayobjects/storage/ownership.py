@@ -18,18 +18,35 @@ epoch looked at inside: two owners never race for a segment's name.
 
 A process that dies while it claims leaves the old file, or the new one that nobody holds: the next
 claimant raises it again. Numbers may be skipped, never used twice.
+
+A new process takes a shard whoever has it: it was started because the other one is believed dead.
+A process that has had the shard before, and opens it again because its disk had failed, is not that
+new process. If another one has claimed meanwhile, then it is the one that is believed dead: it is
+refused (`Claims`), and ends. Else two that fail in turns would take the shard from each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rayobjects.errors import StorageFailed
 from rayobjects.storage.files import Files, HeldFile, Lock
 
 EPOCH = "epoch"
 LOCK = "epoch.lock"
+
+
+@dataclass
+class Claims:
+    """What one process knows of its own claims of a shard; it lives as long as the process.
+
+    Attributes:
+        epoch: of its last claim, whether that succeeded or not; 0 before the first one.
+    """
+
+    epoch: int = 0
 
 
 class Ownership:
@@ -46,17 +63,33 @@ class Ownership:
         self.epoch = epoch
 
     @classmethod
-    def claim(cls, files: Files, directory: str) -> Ownership:
+    def claim(cls, files: Files, directory: str, claims: Claims | None = None) -> Ownership:
         """Takes the shard in `directory`, whoever has it now.
 
+        Args:
+            claims: of this process; if it has had the shard before, nobody may have claimed since.
+
         Raises:
-            StorageFailed: the epoch file is not what this version writes, or the disk refuses.
+            StorageFailed: the epoch file is not what this version writes, or the disk refuses; with
+                `details["lost"]`, another process has claimed the shard since this one had it.
         """
+        claims = claims if claims is not None else Claims()
         lock = _locked(files, directory)
         try:
             name = f"{directory}/{EPOCH}"
-            epoch = _parse(files.read(name), files.path(name)) + 1
-            files.replace(name, b"%d\n" % epoch)
+            present = _parse(files.read(name), files.path(name))
+            if claims.epoch and claims.epoch != present:
+                raise _lost(files.path(directory), claims.epoch)
+            epoch = present + 1
+            try:
+                files.replace(name, b"%d\n" % epoch)
+            except StorageFailed:
+                # The old number or the new one, which is this process's then: under the lock
+                # nobody else writes. If that cannot be read, no number fits any more.
+                claims.epoch = -1
+                claims.epoch = _parse(files.read(name), files.path(name))
+                raise
+            claims.epoch = epoch
             return cls(files, directory, epoch, files.hold(name))
         finally:
             lock.release()
@@ -72,11 +105,7 @@ class Ownership:
 
     def lost(self) -> StorageFailed:
         """The error of a stale owner."""
-        return StorageFailed(
-            f"{self._files.path(self._directory)} was taken over by another host (epoch "
-            f"{self.epoch} has ended): try again, the call then goes to the new one",
-            details={"lost": "epoch"},
-        )
+        return _lost(self._files.path(self._directory), self.epoch)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -91,6 +120,15 @@ class Ownership:
     def release(self) -> None:
         """Lets go of the file; the epoch stays used up."""
         self._held.close()
+
+
+def _lost(path: str, epoch: int) -> StorageFailed:
+    ended = f"epoch {epoch} has ended" if epoch > 0 else "or may have been, the disk did not tell"
+    return StorageFailed(
+        f"{path} was taken over by another host ({ended}): try again, the call then goes to the "
+        "new one",
+        details={"lost": "epoch"},
+    )
 
 
 def _locked(files: Files, directory: str) -> Lock:

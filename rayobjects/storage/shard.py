@@ -43,7 +43,7 @@ from rayobjects.storage.indexes import Indexes
 from rayobjects.storage.journal import Journal
 from rayobjects.storage.memtable import Memtable
 from rayobjects.storage.opening import recover, restore
-from rayobjects.storage.ownership import Ownership
+from rayobjects.storage.ownership import Claims, Ownership
 from rayobjects.storage.reading import Reading
 from rayobjects.storage.records import Finished, Loaded, PendingSends, Record, SocketChange
 from rayobjects.storage.worker import InlineWorker, ThreadWorker, Worker, on_loop
@@ -128,6 +128,7 @@ class Shard:
         clock: Clock,
         soon: Soon,
         post: Soon,
+        claims: Claims | None = None,
         threads: bool = True,
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
         fold_records: int = FOLD_RECORDS,
@@ -141,14 +142,17 @@ class Shard:
             directory: the shard's own (`Manifest.shard_root`), or its files.
             soon: runs a callback on the loop, later (`loop.call_soon`).
             post: the same, from any thread (`loop.call_soon_threadsafe`).
+            claims: of a process that may open the shard more than once: then only if no other has
+                claimed it in between.
             threads: False: everything happens in the calls and in `soon`; folds only when asked.
 
         Raises:
-            StorageFailed: the shard is damaged, of another version or in use, or the disk refuses.
+            StorageFailed: the shard is damaged, of another version or in use, or the disk refuses;
+                with `details["lost"]`, another process has taken it over (see `claims`).
         """
         files = RealFiles(parse_root(directory)) if isinstance(directory, str) else directory
         files.make_directory("")
-        ownership = Ownership.claim(files, _HERE)
+        ownership = Ownership.claim(files, _HERE, claims)
         shard = cls(
             files,
             name,
@@ -229,10 +233,19 @@ class Shard:
         commits before it."""
         self._commits.add_nothing(done)
 
-    def claim_object(self, id: ObjectId, done: Done) -> None:
+    def claim_object(self, id: ObjectId, done: Done, *, last: int = 0) -> None:
         """Makes a new owner epoch for a dedicated object; `done(error, owner_epoch)` follows. What
-        the owner before had committed until now is on disk before that, the rest is refused."""
+        the owner before had committed until now is on disk before that, the rest is refused.
+
+        Args:
+            last: the epoch that this very claimant had before; if it is not the present one any
+                more, the claim is refused. 0 for a new process.
+        """
         key = (id[0], id[1])
+        refusal = self._owners.refusal(key, last) if last else None
+        if refusal is not None:
+            self._commits.add_nothing(lambda error, _: done(error or refusal, 0))
+            return
         epoch = self._owners.current(key) + 1
         record = Record(key[0], key[1], owner_epoch=epoch, claims=True)
 
@@ -354,6 +367,11 @@ class Shard:
     def sockets_of(self, id: ObjectId) -> list[SocketChange]:
         """An object's open sockets."""
         return self._indexes.sockets_of((id[0], id[1]))
+
+    def owned_objects(self, class_name: str) -> list[ObjectId]:
+        """Those of a class's objects, existing or not, that ever had an owner epoch. Looks through
+        all of the shard's: for rare use."""
+        return [ObjectId(*key) for key in self._indexes.owned_by(class_name)]
 
     # -- housekeeping -------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from rayobjects.objects.context import local_router
 from rayobjects.objects.host_core import HostCore
 from rayobjects.objects.model import DurableObject
 from rayobjects.storage.files import Files
+from rayobjects.storage.ownership import Claims
 from rayobjects.storage.shard import Shard
 from rayobjects.testing.channel import LocalChannel
 from rayobjects.testing.clock import ManualClock
@@ -77,6 +78,7 @@ class HostLife:
         self._held: deque[Callable[[], None]] | None = None
         self._unopened = False
         self._first_epoch = 0
+        self._claims = Claims()
         self._lives = itertools.count(1)
 
     # -- life -------------------------------------------------------------------------------
@@ -145,6 +147,7 @@ class HostLife:
                 clock=self.clock,
                 soon=soon,
                 post=soon,
+                claims=self._claims,
                 threads=False,
             )
         except Crashed:
@@ -175,6 +178,19 @@ class HostLife:
         ended = any(each.channel.closed for each in self._gateways.values() if each.id == gateway)
         if core is not None and ended:
             self.loop.call_soon(core.gateway_died, gateway)
+
+    def _open_again(self, failure: StorageFailed | None) -> None:
+        """As a host of the cluster does: in the same process, unless another one has taken the
+        shard over; then that process ends, and the next takes the shard back."""
+        if failure is None or "lost" not in failure.details:
+            try:
+                self._open()
+                return
+            except StorageFailed as error:
+                if "lost" not in error.details:
+                    raise
+        self._claims = Claims()
+        self._open()
 
     def _run(self, life: int, task: Callable[[], None]) -> None:
         """What the storage does on the loop; dies where the files say so."""
@@ -212,6 +228,7 @@ class HostLife:
             StorageFailed: the storage cannot be opened again.
         """
         self._die()
+        self._claims = Claims()  # of a new process
         if isinstance(self._files, FaultyFiles):
             self._files = self._files.kill()
             self._files.crash_at = crash_at
@@ -227,6 +244,7 @@ class HostLife:
             StorageFailed: the storage cannot be opened again.
         """
         self._die()
+        self._claims = Claims()  # of a new process
         if isinstance(self._files, FaultyFiles):
             self._files = self._files.crash()
             self._files.crash_at = crash_at
@@ -252,10 +270,10 @@ class HostLife:
         """Takes a `Batch`, returns `Replies`."""
         await self.alive()
         if self.core.failed is not None if self.core is not None else self._unopened:
-            # As a host of the cluster does: it begins anew in the same process.
+            failure = self.core.failed if self.core is not None else None
             self._die()
             try:
-                self._open()
+                self._open_again(failure)
             except StorageFailed as error:
                 self._unopened = True  # the next call tries again
                 self._alive.set()

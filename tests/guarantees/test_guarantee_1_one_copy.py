@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 
+import pytest
 from guarantee_objects import Counter, run, ticks
 
 import rayobjects as ro
@@ -54,6 +56,30 @@ def test_guarantee_1_an_idle_stale_owner_lets_go(tmp_path: Path) -> None:
                 await old.sweep()
                 assert old.shard is not None
                 assert old.shard.failed is not None
+
+    run(main)
+
+
+def test_guarantee_1_a_host_whose_disk_failed_does_not_take_the_shard_from_its_successor(
+    tmp_path: Path,
+) -> None:
+    """It opens again in the same process, and does not know yet that it is the stale one."""
+
+    async def main() -> None:
+        files = FaultyFiles(str(tmp_path))
+        async with LocalHost([Counter], files=files) as old:
+            assert await old.get(Counter, "a").increment.remote() == 1
+            files.fail("sync", errno.EIO, name="journal")
+            with pytest.raises(ro.StorageFailed):
+                await old.get(Counter, "a").increment.remote(10)
+            async with LocalHost([Counter], files=FaultyFiles(str(tmp_path), beside=files)) as new:
+                seen = await new.get(Counter, "a").read.remote()
+                assert old._claims.epoch == 1
+                with pytest.raises(ro.StorageFailed) as caught:
+                    old._open()
+                assert caught.value.details == {"lost": "epoch"}
+                assert await new.get(Counter, "a").increment.remote() == seen + 1
+            assert await old.get(Counter, "a").read.remote() == seen + 1  # from a new process
 
     run(main)
 

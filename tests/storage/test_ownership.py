@@ -12,7 +12,7 @@ import pytest
 from rayobjects.errors import StorageFailed
 from rayobjects.storage import files as files_module
 from rayobjects.storage.files import RealFiles
-from rayobjects.storage.ownership import EPOCH, LOCK, Ownership
+from rayobjects.storage.ownership import EPOCH, LOCK, Claims, Ownership
 from rayobjects.testing.files import Crashed, FaultyFiles
 
 
@@ -121,6 +121,54 @@ def test_a_claim_that_returned_is_never_claimed_again(tmp_path: Path) -> None:
             files.crash_at = files.operations
             third = Ownership.claim(files.crash(), "shard")
             assert second.epoch < third.epoch
+
+
+def test_a_process_takes_a_shard_again_only_if_nobody_had_it(files: FaultyFiles) -> None:
+    mine, other = Claims(), Claims()
+    first = Ownership.claim(files, "shard", mine)
+    first.release()
+    second = Ownership.claim(files, "shard", mine)
+    assert (first.epoch, second.epoch, mine.epoch) == (1, 2, 2)
+    Ownership.claim(files, "shard", other).release()  # a new process takes whatever there is
+    with pytest.raises(StorageFailed, match=r"taken over .* \(epoch 2 has ended\)") as caught:
+        Ownership.claim(files, "shard", mine)
+    assert caught.value.details == {"lost": "epoch"}
+    assert files.read("shard/epoch") == b"3\n", "the other one keeps it"
+    assert Ownership.claim(files, "shard", other).epoch == 4
+
+
+@pytest.mark.parametrize("step", ["create", "write", "sync", "rename", "sync_directory"])
+def test_a_process_knows_its_own_claim_that_failed(files: FaultyFiles, step: str) -> None:
+    """After the renaming the number is on the disk, and it is this process's own."""
+    claims = Claims()
+    Ownership.claim(files, "shard", claims).release()
+    files.fail(step, errno.EIO)
+    with pytest.raises(StorageFailed) as caught:
+        Ownership.claim(files, "shard", claims)
+    assert caught.value.details == {}
+    assert Ownership.claim(files, "shard", claims).epoch == (3 if step == "sync_directory" else 2)
+
+
+def test_a_claim_whose_outcome_cannot_be_read_was_the_last(
+    files: FaultyFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = Claims()
+    Ownership.claim(files, "shard", claims).release()
+    read, reads = files.read, []
+
+    def read_once(name: str) -> bytes | None:
+        reads.append(name)
+        if len(reads) == 2:
+            raise StorageFailed("cannot read")
+        return read(name)
+
+    monkeypatch.setattr(files, "read", read_once)
+    files.fail("sync", errno.EIO)
+    with pytest.raises(StorageFailed, match="cannot read"):
+        Ownership.claim(files, "shard", claims)
+    with pytest.raises(StorageFailed, match="the disk did not tell") as caught:
+        Ownership.claim(files, "shard", claims)
+    assert caught.value.details == {"lost": "epoch"}
 
 
 def test_a_look_is_a_single_operation(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from rayobjects.ids import ObjectId
 from rayobjects.limits import FINISHED_WINDOW_S, LOAD_WHOLE_KEYS_MAX
 from rayobjects.messages import Send
 from rayobjects.storage import checkpoint, commits, merge, shard
+from rayobjects.storage.ownership import Claims
 from rayobjects.storage.records import ATTRIBUTE, ITEM, JSON, PICKLE, Record, SocketChange
 from rayobjects.storage.shard import Shard
 from rayobjects.testing.files import Crashed, FaultyFiles
@@ -218,6 +219,56 @@ def test_a_dedicated_owner_is_fenced_alone(tmp_path: Path) -> None:
     again = Driver(str(tmp_path))
     assert finish(again.shard.load(ROOM)).owner_epoch == 2
     again.shard.close()
+
+
+def test_a_dedicated_owner_claims_again_only_what_is_still_its_own(tmp_path: Path) -> None:
+    driver = Driver(str(tmp_path))
+    driver.shard.claim_object(ROOM, driver.done)
+    driver.shard.claim_object(ROOM, driver.done, last=1)  # the same actor, in the same process
+    driver.shard.claim_object(ROOM, driver.done)  # another one
+    driver.shard.claim_object(ROOM, driver.done, last=2)
+    driver.shard.confirm_object(ROOM, 3, driver.done)
+    driver.loop.turn()
+    outcomes = [(error is None, epoch) for error, epoch in driver.answers]
+    assert outcomes == [(True, 1), (True, 2), (True, 3), (False, 0), (True, 0)]
+    refusal = driver.answers[3][0]
+    assert refusal is not None
+    assert refusal.details == {"lost": "epoch"}
+    driver.shard.close()
+
+
+def test_a_process_that_opens_again_does_not_take_the_shard_from_its_successor(
+    tmp_path: Path,
+) -> None:
+    files, claims = FaultyFiles(str(tmp_path)), Claims()
+    stale = Driver(files, claims=claims)
+    stale.put(a=1)
+    files.fail("sync", errno.EIO, name="journal")
+    stale.put(b=2)
+    assert stale.answers[-1][0] is not None
+    stale.shard.abandon()
+    owner = Driver(FaultyFiles(str(tmp_path), beside=files))
+    owner.put(c=3)
+    with pytest.raises(StorageFailed, match="taken over") as caught:
+        Driver(files, claims=claims)
+    assert caught.value.details == {"lost": "epoch"}
+    owner.put(d=4)
+    assert owner.answers == [(None, 3), (None, 4)]
+    owner.shard.close()
+
+
+def test_a_process_may_open_again_after_an_opening_that_failed(tmp_path: Path) -> None:
+    files, claims = FaultyFiles(str(tmp_path)), Claims()
+    first = Driver(files, claims=claims)
+    first.put(a=1)
+    first.shard.abandon()
+    files.fail("sync", errno.EIO, name="journal")  # what recovery writes anew
+    with pytest.raises(StorageFailed, match="Input/output error"):
+        Driver(files, claims=claims)
+    third = Driver(files, claims=claims)
+    assert third.items() == {"a": 1}
+    assert third.shard.epoch == 3
+    third.shard.close()
 
 
 def test_confirm_comes_after_the_commits_before_it(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@ open sockets, owner epochs.
 
 They are bounded by other limits (calls by their window, messages by the outbox, sockets an object)
 and asked for with every call, so they are held whole; the journal and the checkpoint bring them
-back. Acknowledgements are not journaled: after a crash messages are sent again, and gateways know
+back. An object's sockets stay in the order in which they were opened, through all of that.
+Acknowledgements are not journaled: after a crash messages are sent again, and gateways know
 a repetition by its sequence and index.
 """
 
@@ -30,8 +31,9 @@ class Indexes:
         self._sockets: dict[Key, dict[str, SocketChange]] = {}
         self._owners: dict[Key, int] = {}
         self.socket_count = 0
+        self._opened = 0  # sockets so far: gives them their order
         # What the next fold must tell the checkpoint.
-        self._changed_sockets: set[tuple[Key, str]] = set()
+        self._changed_sockets: dict[tuple[Key, str], None] = {}
         self._sent: list[tuple[Key, int]] = []
 
     # -- what comes in ------------------------------------------------------------------------
@@ -75,8 +77,9 @@ class Indexes:
         self._sends.setdefault(key, {})[sequence] = (sends, waiting)
 
     def add_socket(self, key: Key, change: SocketChange) -> None:
-        """Adds a socket that the checkpoint has."""
+        """Adds a socket that the checkpoint has; to be called in their order."""
         self._sockets.setdefault(key, {})[change.socket] = change
+        self._opened = max(self._opened, change.order)
         self.socket_count += 1
 
     def add_owner(self, key: Key, epoch: int) -> None:
@@ -86,8 +89,12 @@ class Indexes:
         sockets = self._sockets.setdefault(key, {})
         before = len(sockets)
         for change in changes:
-            self._changed_sockets.add((key, change.socket))
+            self._changed_sockets[key, change.socket] = None
             if change.open:
+                known = sockets.get(change.socket)
+                if known is None:
+                    self._opened += 1
+                change.order = self._opened if known is None else known.order
                 sockets[change.socket] = change
             else:
                 sockets.pop(change.socket, None)
@@ -97,7 +104,7 @@ class Indexes:
 
     def _drop_sockets(self, key: Key) -> None:
         dropped = self._sockets.pop(key, {})
-        self._changed_sockets.update((key, socket) for socket in dropped)
+        self._changed_sockets.update(dict.fromkeys((key, socket) for socket in dropped))
         self.socket_count -= len(dropped)
 
     # -- finished calls -----------------------------------------------------------------------
@@ -181,7 +188,7 @@ class Indexes:
         """What a fold writes: messages of records after a sequence that are unacknowledged,
         records whose messages are acknowledged since the last fold, changed sockets."""
         sent, self._sent = self._sent, []
-        changed, self._changed_sockets = self._changed_sockets, set()
+        changed, self._changed_sockets = self._changed_sockets, {}
         return (
             [each for each in self.pending() if each.sequence > after],
             sent,

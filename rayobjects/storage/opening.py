@@ -77,7 +77,7 @@ def restore(indexes: Indexes, rest: Rest) -> None:
     for each in rest.sends:
         waiting = {send.gateway for send in each.sends}
         indexes.add_sends((each.class_name, each.name), each.sequence, each.sends, waiting)
-    for key, change in rest.sockets:
+    for key, change in sorted(rest.sockets, key=lambda each: each[1].order):
         indexes.add_socket(key, change)
     for key, epoch in rest.owners.items():
         indexes.add_owner(key, epoch)

@@ -38,6 +38,7 @@ class SocketChange(msgspec.Struct, array_like=True, gc=False):
         attachment_encoding: DELETED (none), JSON or PICKLE.
         attachment: what the object attached to it, encoded.
         subprotocol: the one that was agreed on when it was opened; "" for none.
+        order: given by the shard when the change is on disk: grows from opening to opening.
     """
 
     socket: str
@@ -47,6 +48,7 @@ class SocketChange(msgspec.Struct, array_like=True, gc=False):
     attachment_encoding: int = DELETED
     attachment: bytes = b""
     subprotocol: str = ""
+    order: int = 0
 
 
 class Record(msgspec.Struct, array_like=True, gc=False):

@@ -25,7 +25,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -497,8 +497,10 @@ class Disasters(RuleBasedStateMachine):
 
         try:
             if hasattr(self, "host"):
-                self.settle()
-                self.run(leave())
+                try:
+                    self.settle()
+                finally:
+                    self.run(leave())
         finally:
             self.loop.close()
             self.directory.cleanup()
@@ -523,6 +525,7 @@ def test_guarantees_through_disasters() -> None:
             deadline=None,
             derandomize=not EXAMPLES,
             database=None,
+            phases=[Phase.generate, Phase.shrink],
             suppress_health_check=list(HealthCheck),
         ),
     )

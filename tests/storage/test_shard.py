@@ -110,6 +110,34 @@ def test_delete_clear_sockets_sends_and_replies_come_back(
     last.shard.close()
 
 
+def test_sockets_stay_in_the_order_in_which_they_were_opened(tmp_path: Path) -> None:
+    driver = Driver(str(tmp_path))
+
+    def change(name: str, *, open: bool = True, attachment: bytes = b"") -> None:
+        changed = SocketChange(name, "g", open, (), JSON if attachment else 0, attachment)
+        driver.shard.commit(Record("Room", "lobby", sockets=[changed]), driver.done)
+        driver.loop.turn()
+
+    def order() -> list[str]:
+        return [each.socket for each in finish(driver.shard.load(ROOM)).sockets]
+
+    names = [f"s{number}" for number in (7, 2, 9, 4, 1, 8, 3)]
+    for name in names:
+        change(name)
+    for step in range(3):
+        change(names[1], attachment=b"%d" % step)  # changes, and stays where it is
+        driver.fold()
+        change(names[0], open=False)
+        change(f"late{step}")
+        change(names[0])  # again: now it is the youngest
+        names = [*names[1:], f"late{step}", names[0]]
+        assert order() == names
+        driver.shard.abandon()
+        driver = Driver(str(tmp_path))
+        assert order() == names
+    driver.shard.close()
+
+
 def test_finished_calls_are_kept_for_their_window(tmp_path: Path) -> None:
     driver = Driver(str(tmp_path))
     shard, other = driver.shard, ObjectId("Room", "other")

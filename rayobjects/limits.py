@@ -100,6 +100,13 @@ FINISHED_CALLS_MAX = 1_000_000
 """Finished calls that a shard keeps; beyond, calls with an Idempotency-Key are refused until the
 oldest leave their window. About 300 MB."""
 
+FINISHED_BYTES_MAX = 256 * MIB
+"""Replies of finished calls that a shard keeps, beside what each call takes; beyond, the oldest
+replies are dropped, and it stays known that their calls have taken effect."""
+
+FINISHED_REPLY_BYTES_SMALL = 64
+"""Replies that are not worth dropping."""
+
 LOAD_WHOLE_KEYS_MAX = 256
 """An object with at most this many storage keys is loaded whole; a larger one key by key."""
 
@@ -183,4 +190,6 @@ assert VALUE_BYTES_MAX <= REMEMBERED_BYTES_MAX
 assert GROUP_BYTES_MAX <= UNSYNCED_BYTES_MAX <= MEMTABLE_BYTES_MAX
 assert FOLD_BYTES < MEMTABLE_BYTES_MAX
 assert 16 * LOG_ENTRY_CHARACTERS_MAX < LOG_READ_BYTES_MAX < LOG_BYTES_MAX
+assert CALL_BYTES_MAX < FINISHED_BYTES_MAX // 2
+assert FINISHED_CALLS_MAX * FINISHED_REPLY_BYTES_SMALL < FINISHED_BYTES_MAX // 2
 assert POLL_S < GATEWAY_SUSPECT_S < GATEWAY_SILENT_S < FINISHED_WINDOW_S

@@ -22,11 +22,12 @@ from ray.exceptions import RayError
 from rayobjects.clock import Clock
 from rayobjects.errors import Overloaded, StorageFailed, from_wire
 from rayobjects.ids import ObjectId
-from rayobjects.limits import FINISHED_WINDOW_S, UNSYNCED_BYTES_MAX
+from rayobjects.limits import UNSYNCED_BYTES_MAX
 from rayobjects.objects.ledger import Done
 from rayobjects.runtime import placement
 from rayobjects.runtime.background import spawn
 from rayobjects.runtime.configuration import Configuration
+from rayobjects.storage.finished import FinishedCalls
 from rayobjects.storage.records import Finished, Loaded, PendingSends, Record
 
 ANSWER_WITHIN_S = 15.0
@@ -86,7 +87,7 @@ class RemoteLedger:
         self._owner_epoch = 0
         self._claimed: LedgerAnswer | None = None
         self._loaded: Loaded | None = None
-        self._finished: dict[str, Finished] = {}
+        self._finished = FinishedCalls()
         self._queue: list[tuple[Record | None, Done]] = []
         self._queue_bytes = 0
         self._under_way = False
@@ -124,7 +125,9 @@ class RemoteLedger:
             await asyncio.sleep(RETRY_EVERY_S)
         self._owner_epoch = answer.owner_epoch
         self._claimed, self._loaded = answer, answer.loaded
-        self._finished = {each.call_id: each for each in answer.finished}
+        self._finished = FinishedCalls()
+        for each in answer.finished:
+            self._finished.add(each)
         return self._owner_epoch
 
     async def load(self, id: ObjectId) -> Loaded:
@@ -181,7 +184,7 @@ class RemoteLedger:
             for record, done in queue:
                 sequence = next(sequences) if record is not None else 0
                 if record is not None and record.call_id:
-                    self._finished[record.call_id] = Finished(
+                    finished = Finished(
                         *self._id,
                         record.call_id,
                         record.status,
@@ -189,6 +192,7 @@ class RemoteLedger:
                         record.finished_at,
                         sequence,
                     )
+                    self._finished.add(finished)
                 done(None, sequence)
         self._under_way = False
 
@@ -258,19 +262,15 @@ class RemoteLedger:
     # -- finished calls and socket messages -----------------------------------------------------
 
     def finished(self, id: ObjectId, call_id: str) -> Finished | None:
-        return self._finished.get(call_id)
+        return self._finished.get(self._id, call_id)
 
     def forget(self, call_id: str) -> None:
-        if self._finished.pop(call_id, None) is not None:
+        if self._finished.forget(call_id):
             self._forget.append(call_id)
 
     def expire(self) -> None:
         """Forgets finished calls whose window is over; the shard does so by itself."""
-        since = self._clock.now() - FINISHED_WINDOW_S
-        for call_id, finished in list(self._finished.items()):
-            if finished.finished_at >= since:
-                break  # they are in the order in which they finished
-            del self._finished[call_id]
+        self._finished.expire(self._clock.now())
 
     def sent(self, id: ObjectId, sequence: int, gateway: str) -> None:
         self._sent.append((sequence, gateway))

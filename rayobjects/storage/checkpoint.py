@@ -32,6 +32,7 @@ from rayobjects.errors import StorageFailed
 from rayobjects.ids import ObjectId, key_hash, object_hash
 from rayobjects.messages import Send
 from rayobjects.storage.files import Files
+from rayobjects.storage.finished import FinishedCalls
 from rayobjects.storage.memtable import Key
 from rayobjects.storage.merge import FoldInput, merge
 from rayobjects.storage.records import (
@@ -84,7 +85,7 @@ class Rest:
     folded: int
     owners: dict[Key, int]
     sockets: list[tuple[Key, SocketChange]]
-    finished: list[Finished]
+    finished: FinishedCalls
     sends: list[PendingSends]
 
 
@@ -194,7 +195,12 @@ class Checkpoint:
             (folded,) = query("SELECT value FROM meta WHERE key = 'folded'").fetchone()
             owners = query("SELECT class, name, epoch FROM owners").fetchall()
             sockets = query("SELECT class, name, body FROM sockets").fetchall()
-            replies = query("SELECT body FROM replies ORDER BY finished_at").fetchall()
+            # One by one: all of them may be more than the memory should hold.
+            finished = FinishedCalls()
+            replies = query("SELECT body FROM replies ORDER BY finished_at")
+            while rows := replies.fetchmany(100):
+                for (body,) in rows:
+                    finished.add(_decode_finished(body))
             sends = query(
                 "SELECT class, name, sequence, body FROM sends ORDER BY sequence"
             ).fetchall()
@@ -202,7 +208,7 @@ class Checkpoint:
             int(folded),
             {(kind, name): epoch for kind, name, epoch in owners},
             [((kind, name), _decode_socket(body)) for kind, name, body in sockets],
-            [_decode_finished(body) for (body,) in replies],
+            finished,
             [PendingSends(kind, name, seq, _decode_sends(body)) for kind, name, seq, body in sends],
         )
 

@@ -131,7 +131,7 @@ class Folding:
             deltas=frozen.deltas,
             owners=frozen.owners,
             sockets=sockets,
-            finished=self._indexes.still_finished(frozen.finished),
+            finished=self._indexes.calls.still(frozen.finished),
             finished_since=clock.now() - FINISHED_WINDOW_S,
             sends=sends,
             sent=sent,

@@ -1,7 +1,7 @@
 """What a shard keeps in memory about all of its objects: finished calls, unacknowledged messages,
 open sockets, owner epochs.
 
-They are bounded by other limits (calls by their window, messages by the outbox, sockets an object)
+They are bounded by other limits (calls see `finished`, messages by the outbox, sockets an object)
 and asked for with every call, so they are held whole; the journal and the checkpoint bring them
 back. An object's sockets stay in the order in which they were opened, through all of that.
 Acknowledgements are not journaled: after a crash messages are sent again, and gateways know
@@ -13,20 +13,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rayobjects.ids import ObjectId
-from rayobjects.limits import FINISHED_WINDOW_S
 from rayobjects.messages import Send
+from rayobjects.storage.finished import FinishedCalls
 from rayobjects.storage.memtable import Key
 from rayobjects.storage.records import Finished, PendingSends, Record, SocketChange
 
 
 class Indexes:
-    """Changed on the loop's thread only."""
+    """Changed on the loop's thread only.
+
+    Attributes:
+        calls: the finished calls.
+        socket_count: how many sockets are open.
+    """
 
     def __init__(self) -> None:
-        # By call id alone, which is what `forget` has. The rare call id that two objects share
-        # (an Idempotency-Key that was used twice) goes into `_shared`.
-        self._finished: dict[str, Finished] = {}
-        self._shared: dict[tuple[str, str, str], Finished] = {}
+        self.calls = FinishedCalls()
         self._sends: dict[Key, dict[int, tuple[list[Send], set[str]]]] = {}
         self._sockets: dict[Key, dict[str, SocketChange]] = {}
         self._owners: dict[Key, int] = {}
@@ -60,18 +62,8 @@ class Indexes:
             record.finished_at,
             record.sequence,
         )
-        self.add_finished(finished)
+        self.calls.add(finished)
         return finished
-
-    def add_finished(self, finished: Finished) -> None:
-        call_id = finished.call_id
-        other = self._finished.get(call_id)
-        if other is None or (
-            other.name == finished.name and other.class_name == finished.class_name
-        ):
-            self._finished[call_id] = finished
-        else:
-            self._shared[finished.class_name, finished.name, call_id] = finished
 
     def add_sends(self, key: Key, sequence: int, sends: list[Send], waiting: set[str]) -> None:
         self._sends.setdefault(key, {})[sequence] = (sends, waiting)
@@ -106,47 +98,6 @@ class Indexes:
         dropped = self._sockets.pop(key, {})
         self._changed_sockets.update(dict.fromkeys((key, socket) for socket in dropped))
         self.socket_count -= len(dropped)
-
-    # -- finished calls -----------------------------------------------------------------------
-
-    @property
-    def finished_count(self) -> int:
-        return len(self._finished) + len(self._shared)
-
-    def finished(self, key: Key, call_id: str) -> Finished | None:
-        found = self._finished.get(call_id)
-        if found is not None and found.name == key[1] and found.class_name == key[0]:
-            return found
-        return self._shared.get((*key, call_id)) if self._shared else None
-
-    def finished_of(self, key: Key) -> list[Finished]:
-        """All of an object's; looks at every finished call of the shard."""
-        class_name, name = key
-        return [
-            each
-            for kept in (self._finished, self._shared)
-            for each in kept.values()
-            if each.name == name and each.class_name == class_name
-        ]
-
-    def still_finished(self, calls: Iterable[Finished]) -> list[Finished]:
-        """Those that have not been forgotten."""
-        finished, shared = self._finished, self._shared
-        return [
-            each
-            for each in calls
-            if finished.get(each.call_id) is each
-            or (shared and shared.get((each.class_name, each.name, each.call_id)) is each)
-        ]
-
-    def forget(self, call_id: str) -> None:
-        self._finished.pop(call_id, None)
-
-    def expire(self, now: float) -> None:
-        """Forgets the calls that have left their window; `now` in seconds since the epoch."""
-        oldest = now - FINISHED_WINDOW_S
-        _drop_oldest(self._finished, oldest)
-        _drop_oldest(self._shared, oldest)
 
     # -- messages -----------------------------------------------------------------------------
 
@@ -216,16 +167,3 @@ class Indexes:
 
     def owned_by(self, class_name: str) -> list[Key]:
         return [key for key in self._owners if key[0] == class_name]
-
-
-def _drop_oldest(
-    calls: dict[str, Finished] | dict[tuple[str, str, str], Finished], oldest: float
-) -> None:
-    """They are in the order in which they ended, as nearly as the clock goes forward."""
-    gone = []
-    for key, finished in calls.items():
-        if finished.finished_at >= oldest:
-            break
-        gone.append(key)
-    for key in gone:
-        del calls[key]  # type: ignore[arg-type]

@@ -72,8 +72,7 @@ def recover(
 
 def restore(indexes: Indexes, rest: Rest) -> None:
     """Fills the memory with what the checkpoint has; the journal's records come on top of it."""
-    for finished in rest.finished:
-        indexes.add_finished(finished)
+    indexes.calls = rest.finished
     for each in rest.sends:
         waiting = {send.gateway for send in each.sends}
         indexes.add_sends((each.class_name, each.name), each.sequence, each.sends, waiting)

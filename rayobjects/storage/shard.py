@@ -182,7 +182,7 @@ class Shard:
             restore(self._indexes, found.rest)
         if found.plan.records:
             self._apply(list(found.plan.records), found.journal_bytes)
-        self._indexes.expire(self._clock.now())
+        self._indexes.calls.expire(self._clock.now())
         self._commits = Commits(
             self._journal,
             self._ownership,
@@ -216,7 +216,7 @@ class Shard:
                 f"more than {MEMTABLE_BYTES_MAX:,} bytes wait to be folded into the checkpoint of "
                 f"{self.name}: back off, then try again"
             )
-        if record.call_id and self._indexes.finished_count >= FINISHED_CALLS_MAX:
+        if record.call_id and len(self._indexes.calls) >= FINISHED_CALLS_MAX:
             raise Overloaded(
                 f"{self.name} keeps {FINISHED_CALLS_MAX:,} finished calls: back off until the "
                 "oldest have left their window"
@@ -332,20 +332,20 @@ class Shard:
 
     def finished(self, id: ObjectId, call_id: str) -> Finished | None:
         """The stored reply of a finished call within its window."""
-        return self._indexes.finished((id[0], id[1]), call_id)
+        return self._indexes.calls.get((id[0], id[1]), call_id)
 
     def finished_of(self, id: ObjectId) -> list[Finished]:
         """All stored replies of an object. Looks through all of the shard's: for rare use."""
-        return self._indexes.finished_of((id[0], id[1]))
+        return self._indexes.calls.of((id[0], id[1]))
 
     @property
     def finished_count(self) -> int:
         """How many finished calls are kept."""
-        return self._indexes.finished_count
+        return len(self._indexes.calls)
 
     def forget(self, call_id: str) -> None:
         """The caller has the reply and will not ask again."""
-        self._indexes.forget(call_id)
+        self._indexes.calls.forget(call_id)
 
     def sent(self, id: ObjectId, sequence: int, gateway: str) -> None:
         """The gateway has acknowledged the record's messages."""
@@ -381,7 +381,7 @@ class Shard:
         """
         if self._closed:
             return
-        self._indexes.expire(self._clock.now())
+        self._indexes.calls.expire(self._clock.now())
         self._memtable_bytes = self._memtable.size
         if self.failed is not None:
             return
@@ -414,7 +414,8 @@ class Shard:
             "memtable_bytes": self._memtable.size,
             "journal_bytes": self._journal.size,
             "unsynced_bytes": self._commits.waiting_bytes,
-            "finished_calls": indexes.finished_count,
+            "finished_calls": len(indexes.calls),
+            "finished_bytes": indexes.calls.reply_bytes,
             "pending_sends": indexes.pending_count,
             "open_sockets": indexes.socket_count,
         }

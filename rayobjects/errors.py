@@ -15,12 +15,16 @@ Errors of Ray, DuckDB and the operating system are translated where they enter, 
 
 from __future__ import annotations
 
+import os
 import pickle
 import traceback as tracebacks
+from types import TracebackType
 from typing import Any, ClassVar
 
 import cloudpickle
 import msgspec
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class RayObjectsError(Exception):
@@ -51,7 +55,7 @@ class MethodError(RayObjectsError):
     Attributes:
         cause: the exception that the method raised, where it could be sent; also `__cause__`.
         cause_type: its type's name.
-        traceback: the traceback on the host, as text.
+        traceback: the traceback on the host, as text, from the method on.
     """
 
     status = 500
@@ -74,7 +78,8 @@ class MethodError(RayObjectsError):
     @classmethod
     def of(cls, target: str, error: BaseException) -> MethodError:
         """Wraps what the method `target` (`Class/name.method`) raised."""
-        text = "".join(tracebacks.format_exception(error))
+        where = _outside(error.__traceback__)
+        text = "".join(tracebacks.format_exception(type(error), error, where))
         kind = type(error).__name__
         return cls(f"{target} raised {kind}: {error}", cause=error, cause_type=kind, traceback=text)
 
@@ -200,6 +205,14 @@ def from_wire(body: bytes) -> RayObjectsError:
         error = kind(info.message, details=info.details)
         error.status = info.status
     return error
+
+
+def _outside(where: TracebackType | None) -> TracebackType | None:
+    """The traceback without this package's frames that led to the method."""
+    inner = where
+    while inner is not None and inner.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        inner = inner.tb_next
+    return inner or where
 
 
 def _portable(cause: BaseException | None) -> BaseException | None:

@@ -57,15 +57,38 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         answer(capsys, "call", "CliCounter", name, "increment")
     assert answer(capsys, "list", "CliCounter", "--prefix", "l") == "l1\nl2\nl3\n"
     assert answer(capsys, "list", "CliCounter", "--prefix", "l", "--limit", "2") == "l1\nl2\n"
+    assert answer(capsys, "list", "CliCounter", "--limit", "0") == ""
+    assert json.loads(answer(capsys, "list", "CliCounter", "--limit", "0", "--json")) == []
+    assert "there are: CliCounter" in fails(capsys, "list", "Cat", "--limit", "0")
     listed = answer(capsys, "list", "CliCounter", "--prefix", "l", "--json")
     assert json.loads(listed) == ["l1", "l2", "l3"]
     assert json.loads(answer(capsys, "list", "CliCounter", "--prefix", "none", "--json")) == []
 
 
+def test_names_that_a_terminal_would_obey(capsys: pytest.CaptureFixture[str]) -> None:
+    """They can be used, and are shown as JSON; errors about them are one harmless line."""
+    names = ["odd\n1", "odd\x1b[31m2", "odd\u20283", "odd\x9b4", '"odd"']
+    for name in names:
+        answer(capsys, "call", "CliCounter", name, "increment")
+    listed = answer(capsys, "list", "CliCounter", "--prefix", "odd")
+    assert listed.isascii()
+    assert sorted(map(json.loads, listed.splitlines())) == sorted(names[:4])
+    assert answer(capsys, "list", "CliCounter", "--prefix", '"') == '"\\"odd\\""\n'
+    as_json = answer(capsys, "list", "CliCounter", "--prefix", "odd", "--json")
+    assert sorted(json.loads(as_json)) == sorted(names[:4])
+    assert "\x1b" not in as_json
+    assert "\x9b" not in as_json
+    assert "odd\\x1b[31m5" in fails(capsys, "get", "CliCounter", "odd\x1b[31m5")
+    deleted = run(capsys, "delete", "CliCounter", "odd\x1b[31m2", "--yes")
+    assert deleted == (0, "", "Deleted CliCounter/odd\\x1b[31m2.\n")
+
+
 def test_delete(capsys: pytest.CaptureFixture[str]) -> None:
     answer(capsys, "call", "CliCounter", "gone", "increment")
-    for text in ("Deleted CliCounter/gone.\n", "There was no CliCounter/gone.\n"):
-        assert run(capsys, "delete", "CliCounter", "gone", "--yes") == (0, "", text)
+    deleted = run(capsys, "delete", "CliCounter", "gone", "--yes")
+    assert deleted == (0, "", "Deleted CliCounter/gone.\n")
+    again = fails(capsys, "delete", "CliCounter", "gone", "--yes")
+    assert "there is no object CliCounter/gone" in again
     assert "there is no object CliCounter/gone" in fails(capsys, "get", "CliCounter", "gone")
 
 
@@ -95,7 +118,7 @@ def test_status(capsys: pytest.CaptureFixture[str], objects: Path) -> None:
         (["get", "CliCounter", "nobody"], "there is no object CliCounter/nobody"),
         (["get", "CliCounter", "x" * 1025], "1,024"),
         (["get", "Nobody", "home"], "Nobody"),
-        (["list", "Nobody"], "Nobody"),
+        (["list", "Nobody"], "'Nobody' is deployed (there are: CliCounter"),
         (["delete", "Nobody", "home", "--yes"], "Nobody"),
     ],
 )

@@ -1,7 +1,8 @@
 """`rayobjects serve` and its companions as a user runs them: start, look, stop, start again."""
 
 import json
-import socket
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,9 +10,26 @@ from pathlib import Path
 
 import httpx
 import pytest
-from served import EXAMPLES, Served, is_running, surroundings, wait_until
+from served import EXAMPLES, Served, free_port, is_running, surroundings, wait_until
 
 pytestmark = pytest.mark.timeout(300)
+
+
+FAILING = """\
+import rayobjects as ro
+
+
+class Failing(ro.DurableObject):
+    def fail(self, why: str) -> None:
+        raise LookupError(why)
+
+
+ro.init()
+try:
+    ro.deploy(Failing).get("home").fail.remote("from a stub").result(timeout_s=60)
+except ro.MethodError:
+    print("caught")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -66,26 +84,106 @@ def test_the_gateways_address_names_the_cluster(counter: Served) -> None:
     assert found.stdout.split() == ["a/b", "home"], found.stderr
 
 
-def test_storage_in_use(counter: Served, tmp_path: Path) -> None:
-    """A second cluster on the same storage is refused, and leaves nothing running."""
-    environment = surroundings(tmp_path) | {"RAYOBJECTS_STORAGE": str(counter.directory / "data")}
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = str(listener.getsockname()[1])
+def serve(directory: Path, storage: Path, port: int) -> subprocess.CompletedProcess[str]:
+    """A `rayobjects serve` that must be refused before it has started anything, in surroundings of
+    its own."""
     command = [sys.executable, "-m", "rayobjects", "serve", str(EXAMPLES / "counter.py")]
+    clusters = directory / "clusters"
+    before = sorted(clusters.glob("*"))
     found = subprocess.run(
-        [*command, "--port", port],
+        [*command, "--port", str(port), "--storage", str(storage)],
         capture_output=True,
         text=True,
         check=False,
-        env=environment,
+        env=surroundings(directory),
         timeout=90,
     )
     assert found.returncode == 1
-    errors = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, found.stderr
-    assert "Traceback" not in found.stderr
-    assert not list((tmp_path / "clusters").iterdir())
+    assert found.stdout == ""
+    assert found.stderr.startswith("error: "), found.stderr
+    assert found.stderr.count("\n") == 1, found.stderr
+    assert sorted(clusters.glob("*")) == before
+    return found
+
+
+def test_storage_in_use(counter: Served) -> None:
+    """The second one says who has it."""
+    found = serve(counter.directory, counter.directory / "data", free_port())
+    assert (
+        f"{counter.directory / 'data'} is in use by process {counter.process.pid}" in found.stderr
+    )
+    assert f"rayobjects down --address {counter.url}`" in found.stderr
     assert counter.post("Counter/home/value") == 2  # the first one goes on
+
+
+def test_storage_in_use_by_somebody_elses_cluster(counter: Served, tmp_path: Path) -> None:
+    """One that this user's list does not name."""
+    found = serve(tmp_path, counter.directory / "data", free_port())
+    assert f"{counter.directory / 'data'} is in use by the cluster" in found.stderr
+    assert counter.post("Counter/home/value") == 2
+
+
+def test_port_in_use(counter: Served, tmp_path: Path) -> None:
+    found = serve(counter.directory, tmp_path / "new", counter.port)
+    assert f"port {counter.port} cannot be used: process {counter.process.pid}" in found.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_storage_of_another_version(tmp_path: Path) -> None:
+    root = tmp_path / "newer"
+    root.mkdir()
+    (root / "manifest.json").write_text('{"format": 999}')
+    found = serve(tmp_path, root, free_port())
+    assert f"{root / 'manifest.json'} has the format 999, this version knows 1" in found.stderr
+    assert [path.name for path in root.iterdir()] == ["manifest.json"]
+
+
+def test_storage_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").touch()
+    found = serve(tmp_path, tmp_path / "thesis", free_port())
+    assert "is no storage root and not empty (it has 'chapter1.tex')" in found.stderr
+
+
+def test_what_methods_raise_is_shown(counter: Served) -> None:
+    """Where it happened, whoever called; nothing but that is on the terminal."""
+    before = counter.log.read_text()
+    script = counter.directory / "failing.py"
+    script.write_text(FAILING)
+    deployed = subprocess.run(
+        [sys.executable, script],
+        env=counter.environment,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert deployed.stdout == "caught\n", deployed.stderr
+    url = f"{counter.url}/objects/Failing/home/fail"
+    assert httpx.post(url, json={"why": 1}).status_code == 422  # the caller's mistake
+    assert httpx.post(url, json={"why": "over HTTP"}).status_code == 500
+
+    def shown() -> str:
+        return counter.log.read_text().removeprefix(before)
+
+    wait_until(lambda: "over HTTP" in shown(), shown)
+    where = f"""\
+  Traceback (most recent call last):
+    File "{script}", line 6, in fail
+      raise LookupError(why)
+  LookupError: """
+    assert shown() == "".join(
+        f"error: Failing/home.fail raised LookupError: {why}\n{where}{why}\n"
+        for why in ("from a stub", "over HTTP")
+    )
+
+
+def test_a_killed_host_makes_no_noise(counter: Served) -> None:
+    before = counter.log.read_text()
+    status = json.loads(counter.run("status", "--json").stdout)
+    for host in status["hosts"]:
+        os.kill(host["figures"]["pid"], signal.SIGKILL)
+    assert counter.post("Counter/home/value") == 2
+    assert counter.log.read_text() == before
 
 
 def test_down(counter: Served) -> None:
@@ -94,6 +192,8 @@ def test_down(counter: Served) -> None:
     found = counter.run("down")
     assert (found.returncode, found.stdout) == (0, "")
     assert counter.process.wait(30) == 0
+    assert "raylet" not in counter.log.read_text()
+    assert counter.log.read_text().endswith("Stopping\nStopped.\n")
     wait_until(lambda: not any(map(is_running, processes)), "all processes have ended")
     assert "no cluster runs here" in counter.run("status").stderr
     with pytest.raises(httpx.ConnectError):

@@ -16,10 +16,12 @@ from rayobjects.cli.output import (
     fail,
     note,
     print_json,
+    print_name,
     print_table,
     progress,
     results,
     silence,
+    silence_raylet,
 )
 from rayobjects.errors import InvalidCall, RayObjectsError
 from rayobjects.ids import check_object_name
@@ -121,24 +123,29 @@ def status(address: Address = None, as_json: AsJson = False) -> None:
 def list_objects(
     class_name: Class,
     prefix: Annotated[str, typer.Option(help="Only names that begin with this.")] = "",
-    limit: Annotated[int | None, typer.Option(help="At most so many.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many.", min=0)] = None,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """List a class's objects, sorted by name."""
+    """List a class's objects, sorted by name. A name with control characters, or one that begins
+    with a quotation mark, is printed as JSON."""
     from rayobjects.runtime import admin
 
     _connect(address)
     names: list[str] = []
+    left = sys.maxsize if limit is None else limit
     after = ""
-    while limit is None or len(names) < limit:
-        size = PAGE_KEYS_MAX if limit is None else min(PAGE_KEYS_MAX, limit - len(names))
-        page = admin.list_objects(class_name, prefix, after, size)
-        if not as_json:
+    while True:
+        size = min(PAGE_KEYS_MAX, left)
+        # Also asked when there is nothing to list: whether there is such a class.
+        page = admin.list_objects(class_name, prefix, after, max(1, size))[:size]
+        if as_json:
+            names += page
+        else:
             for name in page:
-                print(name)
-        names += page if as_json or limit is not None else []
-        if len(page) < size:
+                print_name(name)
+        left -= len(page)
+        if len(page) < size or not left:
             break
         after = page[-1]
     if as_json:
@@ -187,11 +194,14 @@ def delete(
     if not yes and not sys.stdin.isatty():
         raise InvalidCall(f"nobody can be asked whether to delete {class_name}/{name}: add --yes")
     _connect(address)
+    if not yes:
+        _check_exists(class_name, name)
     if not yes and not typer.confirm(f"Delete {class_name}/{name} and its state?", err=True):
         note("Nothing was deleted.")
         return
-    existed = admin.delete_object(class_name, name)
-    note(f"Deleted {class_name}/{name}." if existed else f"There was no {class_name}/{name}.")
+    if not admin.delete_object(class_name, name):
+        raise _missing(class_name, name)
+    note(f"Deleted {class_name}/{name}.")
 
 
 @app.command()
@@ -251,6 +261,7 @@ def _connect(address: str | None) -> str:
     """Attaches to the cluster and its objects; returns Ray's address."""
     from rayobjects.runtime import client, cluster
 
+    silence_raylet()
     ray_address = cluster.connect(address)
     client.init()
     return ray_address
@@ -262,10 +273,14 @@ def _check_exists(class_name: str, name: str) -> None:
 
     check_object_name(name)
     if admin.list_objects(class_name, name, "", 1) != [name]:
-        raise InvalidCall(
-            f"there is no object {class_name}/{name}: `rayobjects list {class_name}` shows those "
-            "that exist"
-        )
+        raise _missing(class_name, name)
+
+
+def _missing(class_name: str, name: str) -> InvalidCall:
+    return InvalidCall(
+        f"there is no object {class_name}/{name}: `rayobjects list {class_name}` shows those that "
+        "exist"
+    )
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

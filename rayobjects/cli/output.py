@@ -8,10 +8,11 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
+from rich.highlighter import JSONHighlighter
 from rich.markup import escape
 from rich.table import Table
 
@@ -27,12 +28,27 @@ results = Console(highlight=False, soft_wrap=True)
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def print_json(value: Any, *, compact: bool = False) -> None:
-    """Prints JSON: indented and in colour for a person, plain where it is piped."""
-    if sys.stdout.isatty() and not compact:
-        results.print_json(json.dumps(value, ensure_ascii=False))
+def visible(text: str) -> str:
+    """The text with everything that a terminal would obey, or not show, as an escape: names and
+    messages come from anybody. Line breaks stay."""
+    return _escaped(text, lambda each: each.encode("unicode_escape").decode())
+
+
+def print_name(name: str) -> None:
+    """Prints an object's name on a line of its own: as JSON where it could not be read plain, or
+    could be taken for JSON."""
+    plain = name.isprintable() and not name.startswith('"')
+    print(name if plain else json.dumps(name))
+
+
+def print_json(value: Any) -> None:
+    """Prints JSON: indented, and in colour for a person."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    text = _escaped(text, lambda each: json.dumps(each)[1:-1])
+    if sys.stdout.isatty():
+        results.print(JSONHighlighter()(text))
     else:
-        print(json.dumps(value, ensure_ascii=False, indent=None if compact else 2))
+        print(text)
 
 
 def print_table(title: str, columns: list[str], rows: list[list[object]]) -> None:
@@ -42,13 +58,22 @@ def print_table(title: str, columns: list[str], rows: list[list[object]]) -> Non
         numbers = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
         table.add_column(column, justify="right" if numbers else "left")
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
+        table.add_row(*(escape(visible(str(cell))) for cell in row))
     results.print(table)
 
 
 def note(text: str) -> None:
     """Tells a person something that is not the result."""
-    notes.print(escape(text))
+    notes.print(escape(visible(text)))
+
+
+def print_log_entry(level: str, message: str, traceback: str) -> None:
+    """Prints what a host has logged: one line, and below it where it happened."""
+    style = "bold red" if level in ("ERROR", "CRITICAL") else "yellow"
+    notes.print(f"[{style}]{escape(level.lower())}:[/] {escape(visible(_on_one_line(message)))}")
+    if traceback:
+        lines = visible(traceback).rstrip().splitlines()
+        notes.print(f"[dim]{escape(chr(10).join('  ' + line for line in lines))}[/]")
 
 
 @contextlib.contextmanager
@@ -67,7 +92,7 @@ def fail(error: BaseException, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
         if isinstance(error, MethodError) and error.traceback:
-            print(f"On the host:\n{error.traceback}", file=sys.stderr)
+            print(f"On the host:\n{visible(error.traceback)}", file=sys.stderr)
     notes.print(f"[bold red]error:[/] {escape(one_line(error, debug=debug))}")
     return FAILED
 
@@ -82,7 +107,27 @@ def one_line(error: BaseException, *, debug: bool = False) -> str:
         text = f"{type(error).__name__}: {error}; this should not have happened"
         if not debug:
             text += ": run the command again with --debug to see where"
+    return visible(_on_one_line(text))
+
+
+def _on_one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def _escaped(text: str, escape_character: Callable[[str], str]) -> str:
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each == "\n" else escape_character(each) for each in text
+    )
+
+
+def silence_raylet() -> None:
+    """Keeps Ray from printing what its raylet says of workers that died: hosts are made to be
+    killed, and whoever calls them hears of what concerns the call."""
+    import ray
+
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
 
 
 def silence() -> None:

@@ -1,9 +1,13 @@
 """`rayobjects serve`: starts Ray, the hosts and the gateway, waits, and stops all of it again.
 
-What can be wrong with the arguments is looked at before anything is started. From the moment that
+What can be wrong with the arguments is looked at before anything is started: the file, the storage
+root (of another version, in use) and the port. Two that start at the same moment may both find the
+root free; then the second one's host is refused, and nothing of it stays. From the moment that
 Ray's processes exist, every way out ends them: Ctrl-C and SIGTERM in order (the hosts close their
 storage), a second Ctrl-C at once. If this process is killed, the keeper ends Ray (see
 `runtime.keeper`), and the next start recovers from the journal what the hosts had committed.
+
+While it waits it shows what the hosts log, above all the tracebacks of methods that raised.
 """
 
 from __future__ import annotations
@@ -13,15 +17,33 @@ import signal
 import socket
 import threading
 from types import FrameType
+from typing import TYPE_CHECKING
+
+import psutil
 
 from rayobjects.cli.loading import Application, load
-from rayobjects.cli.output import note, notes, progress, results
+from rayobjects.cli.output import (
+    note,
+    notes,
+    print_log_entry,
+    progress,
+    results,
+    silence_raylet,
+)
 from rayobjects.errors import InvalidCall, Unavailable
 from rayobjects.settings import STORAGE, Settings, shards_default
 from rayobjects.storage.files import parse_root
+from rayobjects.storage.manifest import Manifest
+
+if TYPE_CHECKING:
+    from rayobjects.runtime.hosts_log import Reader
+    from rayobjects.runtime.registry import Record
 
 WATCH_S = 0.5
-"""How often it looks whether the cluster still lives."""
+"""How often it looks whether the cluster still lives, and what its hosts have logged."""
+
+SHOWN_MAX = 20
+"""Of what hosts log within WATCH_S; more scrolls away unread."""
 
 RESERVED_CPUS = 3
 """Warm worker processes beside the hosts': Serve's controller, its proxy and the gateway."""
@@ -35,17 +57,42 @@ def serve(target: str, settings: Settings, *, given_storage: str | None) -> None
     """
     application = load(target)
     root = parse_root(settings.storage or STORAGE)
-    check_port(settings.host, settings.port)
     stop = _Stop()
     stop.listen()
     if settings.address:
         _serve_attached(application, settings, root if given_storage else None, stop)
     else:
+        check_storage(root)
+        check_port(settings.host, settings.port)
         _serve_local(application, settings, root, stop)
+
+
+def check_storage(root: str) -> None:
+    """Refuses a storage root that hosts could not open.
+
+    Raises:
+        InvalidCall: another cluster of this user uses it; the message says which.
+        StorageFailed: it is in use otherwise, or no root that this version can read.
+    """
+    for record in _running():
+        if record.facts.get("storage") == root:
+            raise InvalidCall(
+                f"{root} is in use by {_who(record)}: stop that with `rayobjects down --address "
+                f"{record.facts.get('url', record.address)}`, or choose another directory with "
+                "--storage"
+            )
+    Manifest.check(root)
 
 
 def check_port(host: str, port: int) -> None:
     """Raises InvalidCall if the port is taken: better now than after Ray has been started."""
+    for record in _running():
+        url = record.facts.get("url", "")
+        if url.endswith(f":{port}"):
+            raise InvalidCall(
+                f"port {port} cannot be used: {_who(record)} has it; stop that with `rayobjects "
+                f"down --address {url}`, or choose another with --port"
+            )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -53,9 +100,29 @@ def check_port(host: str, port: int) -> None:
             listener.bind((host, port))
         except OSError as error:
             raise InvalidCall(
-                f"port {port} cannot be used ({error.strerror}): stop the program that has it "
-                "(perhaps `rayobjects down`), or choose another with --port"
+                f"port {port} cannot be used ({error.strerror}): stop the program that has it, "
+                "or choose another with --port"
             ) from None
+
+
+def _running() -> list[Record]:
+    """The clusters of this user that have an owner. One whose owner was killed is about to end,
+    and is helped."""
+    from rayobjects.runtime import registry
+
+    found = []
+    for record in registry.running():
+        if psutil.pid_exists(record.owner):
+            found.append(record)
+        else:
+            registry.stop(record)
+    return found
+
+
+def _who(record: Record) -> str:
+    url = record.facts.get("url", "")
+    where = f"which serves {url}" if url else f"whose Ray is at {record.address}"
+    return f"process {record.owner}, {where}"
 
 
 def _serve_local(application: Application, settings: Settings, root: str, stop: _Stop) -> None:
@@ -72,14 +139,18 @@ def _serve_local(application: Application, settings: Settings, root: str, stop: 
     try:
         with progress("Starting hosts"):
             imports.join()
+            silence_raylet()
             cluster.connect(local.address)
             stop.listen()
+            log = _hosts_log()
             _start_objects(application, settings, root, shards)
+            local.announce(storage=root)
         with progress("Starting the gateway"):
             _start_gateway(application, settings)
-        local.announce(storage=root, url=_url(settings), application=application.name)
+        local.announce(url=_url(settings), application=application.name)
         _say_where(application, settings, root)
         while not stop.wait(WATCH_S):
+            _show(log)
             if not local.is_alive:
                 raise Unavailable(
                     "the Ray cluster has ended, but not by this process: start again; what "
@@ -99,20 +170,43 @@ def _serve_attached(
     application: Application, settings: Settings, root: str | None, stop: _Stop
 ) -> None:
     """Serves on a cluster that runs already, and leaves it running."""
-    from rayobjects.runtime import cluster
+    from rayobjects.runtime import cluster, configuration
 
     with progress(f"Connecting to {settings.address}"):
+        silence_raylet()
         cluster.connect(settings.address)
     stop.listen()
-    with progress("Starting hosts"):
-        _start_objects(application, settings, root, settings.shards)
-    with progress("Starting the gateway"):
-        _start_gateway(application, settings)
-    _say_where(application, settings, root)
-    stop.wait(None)
-    with progress("Stopping"):
-        _stop_objects()
+    log = _hosts_log()
+    ours = configuration.read_configuration() is None
+    try:
+        with progress("Starting hosts"):
+            _start_objects(application, settings, root, settings.shards)
+        with progress("Starting the gateway"):
+            _start_gateway(application, settings)
+        ours = True
+        _say_where(application, settings, root)
+        while not stop.wait(WATCH_S):
+            _show(log)
+    finally:
+        if ours:  # else it failed beside what others run here
+            with progress("Stopping"):
+                _stop_objects()
     note("Stopped; the Ray cluster goes on.")
+
+
+def _hosts_log() -> Reader:
+    from rayobjects.runtime import hosts_log
+
+    return hosts_log.Reader(hosts_log.directory())
+
+
+def _show(log: Reader) -> None:
+    """Shows what hosts of this node have logged since the last time."""
+    entries = log.read()
+    for entry in entries[:SHOWN_MAX]:
+        print_log_entry(entry.level, entry.message, entry.traceback)
+    if len(entries) > SHOWN_MAX:
+        note(f"… and {len(entries) - SHOWN_MAX:,} more, in {log.directory}/rayobjects-*.log")
 
 
 def _import_ahead() -> None:

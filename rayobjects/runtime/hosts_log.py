@@ -121,7 +121,7 @@ class Reader:
     """Follows the logs of a directory's hosts, from now on."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
         self._read: dict[str, tuple[int, int]] = {}  # name → inode, offset
         for path in self._paths():
             status = path.stat()
@@ -149,7 +149,7 @@ class Reader:
         return [entry for line in whole.splitlines() if (entry := _decoded(line)) is not None]
 
     def _paths(self) -> list[Path]:
-        return list(self._directory.glob("rayobjects-*.log"))
+        return list(self.directory.glob("rayobjects-*.log"))
 
 
 def _decoded(line: bytes) -> Entry | None:

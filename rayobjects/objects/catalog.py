@@ -22,6 +22,7 @@ from rayobjects.objects.model import HOOKS, DurableObject, is_internal, options_
 from rayobjects.objects.pickling import digest_of, is_user_module
 from rayobjects.objects.pickling import load_classes as load_classes
 from rayobjects.objects.pickling import pickle_classes as pickle_classes
+from rayobjects.objects.ray_options import check_ray_options
 from rayobjects.objects.signatures import ArgumentParser, by_name, parameters_of, schemas_of
 
 
@@ -189,7 +190,7 @@ def describe(cls: type[DurableObject]) -> ClassInfo:
 
     Raises:
         InvalidCall: it is no class of durable objects, cannot be pickled, or has Ray options that
-            are no plain data.
+            there are not, or that are no plain data.
     """
     check_class(cls)
     functions = methods_of(cls)
@@ -225,6 +226,7 @@ def describe(cls: type[DurableObject]) -> ClassInfo:
             f"the ray_options of {cls.__name__} must be plain data ({error}): use dicts, lists, "
             "strings and numbers"
         ) from error
+    check_ray_options(info.name, info.ray_options)
     info.digest = digest_of(cls, plain)
     info.sys_path = _import_path(cls)
     return info

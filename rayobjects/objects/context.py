@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from hashlib import blake2b
 from typing import Any, Protocol
 
 from rayobjects.ids import ObjectId
@@ -29,7 +30,7 @@ class CallContext:
         call_id: the id of the running call; "" where the call has none (on_start, on_stop).
     """
 
-    __slots__ = ("_activation", "_children", "_ended", "_outer", "_position", "call_id")
+    __slots__ = ("_activation", "_children", "_ended", "_names", "_outer", "_position", "call_id")
 
     def __init__(self, call_id: str, outer: tuple[str, ...], activation: Syncing) -> None:
         self.call_id = call_id
@@ -38,6 +39,7 @@ class CallContext:
         self._children: list[Callable[[], None]] | None = None
         self._ended = False
         self._position = 0
+        self._names = 0
 
     @property
     def chain(self) -> tuple[str, ...]:
@@ -49,6 +51,14 @@ class CallContext:
         so that a repetition of the call makes the same ones."""
         self._position += 1
         return f"{self.call_id}/{self._position}" if self.call_id else ""
+
+    def new_name(self) -> str:
+        """A random name, the same one in a repetition of the call; "" where the call has no id."""
+        if not self.call_id:
+            return ""
+        self._names += 1
+        text = f"{self._activation.id}\0{self.call_id}\0{self._names}"
+        return blake2b(text.encode(), digest_size=16).hexdigest()
 
     @property
     def made_calls(self) -> bool:

@@ -14,13 +14,13 @@ from rayobjects.objects.catalog import ClassInfo, describe, pickle_classes
 from rayobjects.objects.model import DurableObject
 from rayobjects.runtime import cluster, placement, process
 from rayobjects.runtime.asking import answer
+from rayobjects.runtime.class_store import Deployment
 from rayobjects.runtime.configuration import (
     Configuration,
     delete_configuration,
     read_configuration,
     write_configuration,
 )
-from rayobjects.runtime.host import Deployment
 from rayobjects.runtime.stubs import Namespace
 from rayobjects.settings import Settings
 from rayobjects.storage.files import parse_root
@@ -137,12 +137,14 @@ def deploy(*classes: type[DurableObject]) -> Any:
     """Makes classes known to the whole cluster, and durably so: their code goes into the storage.
 
     Deploying a changed class again moves its live objects to the new version between two calls.
+    Before anything changes the classes are loaded on trial: if that fails, the old ones serve on.
 
     Returns:
         The class's namespace; for several classes a tuple of theirs.
 
     Raises:
-        InvalidCall: no subclass of DurableObject, or its code cannot be pickled.
+        InvalidCall: no subclass of DurableObject, its code cannot be pickled or not be loaded on a
+            host, or its options are none.
         StorageFailed, Unavailable: it could not be stored.
     """
     if not classes:
@@ -152,31 +154,39 @@ def deploy(*classes: type[DurableObject]) -> Any:
     for info in infos:
         if info.name == placement.DEFAULT_POOL:
             raise InvalidCall(f"a class cannot be called {info.name!r}: it is the name of a pool")
+        if placement.is_dedicated(info, router.configuration):
+            placement.dedicated_actor(info, info.name)  # Ray looks at the options
+        elif info.ray_options:
+            raise InvalidCall(
+                f"{info.name} has ray_options, which are for objects with an actor of their own: "
+                f'write class {info.name}(ro.DurableObject, hosting="dedicated", ray_options=…), '
+                "or leave them out"
+            )
     blob = pickle_classes(list(classes))
     body = msgspec.msgpack.encode(Deployment(infos, blob))
     handle = placement.locate_blocking(placement.shard_host(0), router.configuration, None)
-    names = [info.name for info in infos]
     deployed = msgspec.msgpack.decode(
         answer(handle.deploy.remote(body), START_WITHIN_S, placement.shard_host(0)),
         type=list[ClassInfo],
     )
-    _refresh_hosts(names)
+    refresh_hosts([info.key for info in deployed])
     router.know(deployed)
-    namespaces = tuple(Namespace[Any](name) for name in names)
+    namespaces = tuple(Namespace[Any](info.name) for info in infos)
     return namespaces[0] if len(namespaces) == 1 else namespaces
 
 
-def _refresh_hosts(class_names: list[str]) -> None:
-    """Tells the hosts that run now; those that start later read the new catalog by themselves."""
+def refresh_hosts(class_keys: list[str]) -> None:
+    """Tells the hosts that run now that classes have changed; those that start later read the new
+    catalog by themselves."""
     refreshing = []
     for host in placement.live_hosts():
         pool_or_class = host.partition("/")[0]
-        if pool_or_class == placement.DEFAULT_POOL or pool_or_class in class_names:
+        if pool_or_class == placement.DEFAULT_POOL or pool_or_class in class_keys:
             try:
                 handle = ray.get_actor(host, namespace=placement.NAMESPACE)
             except ValueError:
                 continue  # it has ended meanwhile
-            refreshing.append(handle.refresh.remote(class_names))
+            refreshing.append(handle.refresh.remote(class_keys))
     ready, _ = (
         ray.wait(refreshing, num_returns=len(refreshing), timeout=START_WITHIN_S)
         if refreshing

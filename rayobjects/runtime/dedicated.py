@@ -10,6 +10,7 @@ from rayobjects.objects.catalog import ObjectClass
 from rayobjects.objects.ledger import Ledger
 from rayobjects.runtime import hosts_log, placement
 from rayobjects.runtime.base_host import BaseHost
+from rayobjects.runtime.class_deletion import delete_object, end_activations, messages_fetched
 from rayobjects.runtime.configuration import Configuration
 from rayobjects.runtime.remote_ledger import RemoteLedger
 
@@ -42,7 +43,23 @@ class DedicatedHost(BaseHost):
             return False
         return object_class is None or placement.is_dedicated(object_class.info, self.configuration)
 
+    async def delete_object(self) -> None:
+        """The object's class is being deleted: deletes the object if it lives here, and tells its
+        sockets. The process is ended by who asks for this."""
+        core, remote = self.core, self._remote
+        if core is None or remote is None or core.failed is not None:
+            return  # nothing lives here, so its shard's host can do it alone
+        self.classes.outdated({self.id.class_name})
+        await end_activations(core, self.id.class_name, self.clock)
+        loaded = await remote.load(self.id)
+        if loaded.exists:
+            await delete_object(core, remote, self.id, {s.gateway for s in loaded.sockets})
+            await messages_fetched(core, self.clock)
+
     async def sweep(self) -> None:
+        changed = await self.classes.look(self.clock.monotonic())
+        if changed:
+            await self.refresh(changed)
         if self._remote is not None:
             self._remote.expire()
         core = self.core

@@ -4,6 +4,7 @@ storage, and commits for the dedicated objects whose state lies in its shard."""
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,25 +15,16 @@ from rayobjects.objects.catalog import ClassInfo, ObjectClass
 from rayobjects.objects.ledger import Ledger
 from rayobjects.runtime import hosts_log, placement
 from rayobjects.runtime.base_host import BaseHost
-from rayobjects.runtime.configuration import (
-    Catalog,
-    Configuration,
-    read_catalog,
-    write_catalog,
-    write_configuration,
-)
+from rayobjects.runtime.class_deletion import ShardDeletion, end_activations
+from rayobjects.runtime.class_store import ClassStore, Deployment
+from rayobjects.runtime.configuration import Configuration, read_catalog, write_configuration
+from rayobjects.runtime.outcome import outcome
 from rayobjects.runtime.remote_ledger import LedgerAnswer, LedgerRequest, decode_request
+from rayobjects.runtime.trial import on_trial
 from rayobjects.storage.manifest import Manifest
 from rayobjects.storage.ownership import Claims
 from rayobjects.storage.records import PendingSends
 from rayobjects.storage.shard import Shard
-
-
-class Deployment(msgspec.Struct):
-    """What `ro.deploy` hands over: the classes' descriptions and their code, in one pickle."""
-
-    classes: list[ClassInfo]
-    blob: bytes
 
 
 class ShardHost(BaseHost):
@@ -48,7 +40,9 @@ class ShardHost(BaseHost):
         self.shard: Shard | None = None
         self._claims = Claims()
         self._dedicated: set[str] = set()
-        self._deploying = asyncio.Lock()
+        self._deleted: set[str] = set()
+        self._deletions: dict[str, ShardDeletion] = {}
+        self._store: ClassStore | None = None
 
     async def open_ledger(self) -> Ledger:
         loop = asyncio.get_running_loop()
@@ -60,10 +54,14 @@ class ShardHost(BaseHost):
                     configuration.root, configuration.cluster_id, configuration.shards
                 )
             self._adopt_shards(self.manifest.shards)
+            if self.number == 0:
+                self._store = self._store or ClassStore(self.manifest, self._try_classes)
+                self._store.publish()
             catalog = read_catalog()
+            self._deleted = {info.key for info in catalog.classes.values() if info.deleting}
             self._dedicated = {
-                name
-                for name, info in catalog.classes.items()
+                info.key
+                for info in catalog.classes.values()
                 if placement.is_dedicated(info, configuration)
             }
             return Shard.open(
@@ -76,8 +74,6 @@ class ShardHost(BaseHost):
             )
 
         self.shard = await asyncio.to_thread(open)
-        if self.number == 0:
-            self._publish_stored_classes()
         return self.shard
 
     def _adopt_shards(self, shards: int) -> None:
@@ -109,7 +105,13 @@ class ShardHost(BaseHost):
             return id.class_name not in self._dedicated
         return not placement.is_dedicated(object_class.info, self.configuration)
 
+    async def _try_classes(self, classes: list[ClassInfo], blob: bytes) -> None:
+        await on_trial(classes, blob, self.configuration)
+
     async def sweep(self) -> None:
+        changed = await self.classes.look(self.clock.monotonic())
+        if changed:
+            await self.refresh(changed)
         if self.shard is not None and self.core is not None:
             self.shard.expire()
             # A stale owner that nobody calls must let go of the files all the same.
@@ -129,59 +131,60 @@ class ShardHost(BaseHost):
         assert self.shard is not None
         return await self.shard.list_objects(class_name, prefix, after, limit)
 
+    async def object_exists(self, class_name: str, name: str) -> bool:
+        """Whether something is committed for an object of this shard."""
+        await self._opened()
+        assert self.shard is not None
+        return await self.shard.exists(ObjectId(class_name, name))
+
     # -- classes (the host of shard 0) ---------------------------------------------------------
 
     async def deploy(self, body: bytes) -> bytes:
-        """Stores classes in the manifest and publishes them; returns their infos, with the
-        versions that they have got. An unchanged class keeps its version."""
+        """Takes a `Deployment`; returns its classes' infos, with the versions that they got."""
+        deployment = msgspec.msgpack.decode(body, type=Deployment)
+        return msgspec.msgpack.encode(await (await self._class_store()).deploy(deployment))
+
+    async def rename_class(self, name: str, new_name: str) -> bytes:
+        """Returns the renamed class's info."""
+        return msgspec.msgpack.encode(await (await self._class_store()).rename(name, new_name))
+
+    async def begin_class_deletion(self, name: str) -> bytes:
+        """Returns the marked class's info."""
+        return msgspec.msgpack.encode(await (await self._class_store()).begin_deletion(name))
+
+    async def end_class_deletion(self, name: str) -> None:
+        """After every shard has no object of the class any more."""
+        await (await self._class_store()).end_deletion(name)
+
+    async def _class_store(self) -> ClassStore:
         await self._opened()
-        async with self._deploying:
-            return await self._deploy(msgspec.msgpack.decode(body, type=Deployment))
+        assert self._store is not None
+        return self._store
 
-    async def _deploy(self, deployment: Deployment) -> bytes:
-        manifest = self.manifest
-        assert manifest is not None
-        catalog = await asyncio.to_thread(read_catalog)
-        blobs = {}
-        for info in deployment.classes:
-            known = catalog.classes.get(info.name)
-            if known is not None and known.digest == info.digest:
-                continue
-            if known is not None and known.hosting != info.hosting:
-                # Its live objects would have two homes for a while, and both could commit.
-                raise InvalidCall(
-                    f"{info.name} is deployed with hosting={known.hosting or 'default'!r}, which "
-                    "cannot be changed while the cluster runs: deploy the class under another name"
-                )
-            stored = manifest.classes().get(info.name)
-            info.version = max(known.version if known else 0, stored[0] if stored else 0) + 1
-            await asyncio.to_thread(
-                manifest.store_class,
-                info.name,
-                info.version,
-                deployment.blob,
-                msgspec.msgpack.encode(info),
-            )
-            catalog.classes[info.name] = info
-            blobs[info.name] = deployment.blob
-        if blobs:
-            catalog.version += 1
-            await asyncio.to_thread(write_catalog, catalog, blobs)
-        return msgspec.msgpack.encode([catalog.classes[info.name] for info in deployment.classes])
+    async def delete_objects(self, class_key: str) -> int:
+        """Deletes a page of the objects, in this shard, of a class that is marked; returns how
+        many: 0 when there are none."""
+        core = await self._opened()
+        assert self.shard is not None
+        self._deleted.add(class_key)
+        self.classes.outdated({class_key})
+        await end_activations(core, class_key, self.clock)
+        deletion = self._deletions.get(class_key)
+        if deletion is None or deletion.core is not core:
+            deletion = self._deletions[class_key] = ShardDeletion(core, self.shard, class_key)
+        count = await deletion.page()
+        if not count:
+            del self._deletions[class_key]
+        return count
 
-    def _publish_stored_classes(self) -> None:
-        """After a restart of the whole cluster the manifest knows the classes, Ray does not."""
-        manifest = self.manifest
-        assert manifest is not None
-        catalog = read_catalog()
-        stored = manifest.classes()
-        if catalog.version or not stored:
-            return
-        classes, blobs = {}, {}
-        for name, (version, info) in stored.items():
-            classes[name] = msgspec.msgpack.decode(info, type=ClassInfo)
-            blobs[name] = manifest.class_blob(name, version)
-        write_catalog(Catalog(1, classes), blobs)
+    async def _is_deleted(self, class_key: str) -> bool:
+        """Whether a class is being deleted, or was and has not come back."""
+        if class_key not in self._deleted:
+            return False
+        info = (await asyncio.to_thread(read_catalog)).find(class_key)
+        if info is not None and not info.deleting:
+            self._deleted.discard(class_key)
+        return class_key in self._deleted
 
     # -- the ledger of dedicated objects -------------------------------------------------------
 
@@ -206,8 +209,10 @@ class ShardHost(BaseHost):
         if request.operation == "commit":
             return await self._commit(shard, id, request)
         if request.operation == "claim":
+            if await self._is_deleted(request.class_name):
+                raise InvalidCall(f"the class of {id} is being deleted", status=404)
             last = request.owner_epoch
-            epoch = await _done(lambda done: shard.claim_object(id, done, last=last))
+            epoch = await outcome(lambda done: shard.claim_object(id, done, last=last))
             pending: list[PendingSends] = shard.pending_of(id)
             return LedgerAnswer(
                 owner_epoch=epoch,
@@ -239,35 +244,13 @@ class ShardHost(BaseHost):
 
     async def _commit(self, shard: Shard, id: ObjectId, request: LedgerRequest) -> LedgerAnswer:
         """Commits in order; the answer comes when the last record is on disk."""
-        commits = [
-            _done(lambda done, record=record: shard.commit(record, done))
-            for record in request.records
-        ]
+        commits = [outcome(partial(shard.commit, record)) for record in request.records]
         results = await asyncio.gather(*commits, return_exceptions=True)
         if request.confirm:
-            await _done(lambda done: shard.confirm_object(id, request.owner_epoch, done))
+            await outcome(lambda done: shard.confirm_object(id, request.owner_epoch, done))
         sequences = []
         for result in results:
             if isinstance(result, BaseException):
                 raise result
             sequences.append(result)
         return LedgerAnswer(sequences=sequences)
-
-
-def _done(start: Any) -> asyncio.Future[int]:
-    """Starts a ledger operation at once; the future brings what its callback brings."""
-    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    def done(error: StorageFailed | None, value: int) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(value)
-        else:
-            future.set_exception(error)
-
-    try:
-        start(done)
-    except RayObjectsError as error:
-        future.set_exception(error)
-    return future

@@ -8,6 +8,7 @@ deployed may have died before it could tell everybody.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from rayobjects.errors import InvalidCall
 from rayobjects.objects.catalog import ObjectClass, load_classes
@@ -18,6 +19,10 @@ from rayobjects.runtime.configuration import (
     read_class,
 )
 
+LOOK_EVERY_S = 5.0
+"""How often a host looks at the catalog's version. Usually it has been told; to look costs a
+quarter of a millisecond."""
+
 
 class HostClasses:
     """Loads classes from the cluster's catalog when they are first used here."""
@@ -26,6 +31,7 @@ class HostClasses:
         self._loaded: dict[str, ObjectClass] = {}
         self._loading: dict[str, asyncio.Future[ObjectClass]] = {}
         self._seen = 0
+        self._looked_at_s = float("-inf")
 
     async def get(self, name: str) -> ObjectClass:
         """The class of this key, in its current version.
@@ -33,15 +39,16 @@ class HostClasses:
         Raises:
             InvalidCall: it is not deployed, is being deleted, or does not import here.
         """
-        loaded = self._loaded.get(name)
-        if loaded is not None:
-            return loaded
-        loading = self._loading.get(name)  # thousands of objects may ask at once
-        if loading is None:
-            loading = asyncio.ensure_future(asyncio.to_thread(_load, name))
-            self._loading[name] = loading
-            loading.add_done_callback(lambda done: self._take(name, done))
-        return await asyncio.shield(loading)
+        while True:
+            loaded = self._loaded.get(name)
+            if loaded is not None:
+                return loaded
+            loading = self._loading.get(name)  # thousands of objects may ask at once
+            if loading is None:
+                loading = asyncio.ensure_future(asyncio.to_thread(_load, name))
+                self._loading[name] = loading
+                loading.add_done_callback(partial(self._take, name))
+            await asyncio.shield(loading)  # and again, if it became outdated meanwhile
 
     def _take(self, name: str, done: asyncio.Future[ObjectClass]) -> None:
         if self._loading.get(name) is done:
@@ -49,14 +56,21 @@ class HostClasses:
             if not done.cancelled() and done.exception() is None:
                 self._loaded[name] = done.result()
 
-    def changed(self) -> set[str]:
-        """The keys of all classes, if the catalog has changed since it was last asked; else none.
-        Asks Ray: for another thread."""
-        version = read_catalog_version()
+    async def look(self, now_s: float) -> list[str]:
+        """Looks, every LOOK_EVERY_S, whether the catalog has changed; the keys of the classes that
+        may have.
+
+        Args:
+            now_s: the monotonic time.
+        """
+        if now_s - self._looked_at_s < LOOK_EVERY_S:
+            return []
+        self._looked_at_s = now_s
+        version = await asyncio.to_thread(read_catalog_version)
         if version == self._seen:
-            return set()
+            return []
         self._seen = version
-        return self._loaded.keys() | self._loading.keys()
+        return [*self._loaded, *self._loading]
 
     def outdated(self, names: set[str]) -> set[str]:
         """Forgets those of the classes that have changed by now; returns their keys."""

@@ -17,7 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rayobjects.errors import InvalidCall
 from rayobjects.ids import SLOT_COUNT, ObjectId, slot_of
 from rayobjects.objects.catalog import ClassInfo
-from rayobjects.runtime.configuration import Configuration
+from rayobjects.runtime import resources
+from rayobjects.runtime.configuration import Configuration, no_class, read_catalog
 
 NAMESPACE = "rayobjects"
 """Ray's namespace for the names of hosts."""
@@ -58,52 +59,90 @@ def host_of(id: ObjectId, info: ClassInfo, configuration: Configuration) -> str:
     return shard_host(shard_of(id, configuration.shards))
 
 
-async def locate(host: str, configuration: Configuration, info: ClassInfo | None) -> Any:
+async def locate(
+    host: str, configuration: Configuration, info: ClassInfo | None, *, again: bool = False
+) -> Any:
     """Finds a host's actor, creating it where there is none.
 
     Args:
         info: the class of a dedicated host's object.
+        again: the actor that was found before gave no answer.
 
     Raises:
-        InvalidCall: the class's ray_options are not understood by Ray.
+        InvalidCall: the class is gone, or its ray_options are not understood by Ray.
+        Unavailable: no node of the cluster has what the class asks for.
+        resources.NoRoom: those that have it are full; only `again`.
         ray.exceptions.RayError: Ray could not be asked.
     """
-    return await asyncio.to_thread(locate_blocking, host, configuration, info)
+    return await asyncio.to_thread(locate_blocking, host, configuration, info, again=again)
 
 
-def locate_blocking(host: str, configuration: Configuration, info: ClassInfo | None) -> Any:
+def locate_blocking(
+    host: str, configuration: Configuration, info: ClassInfo | None, *, again: bool = False
+) -> Any:
     """The same as `locate`, for plain code."""
     try:
-        return ray.get_actor(host, namespace=NAMESPACE)
+        handle = ray.get_actor(host, namespace=NAMESPACE)
     except ValueError:
         pass  # no such actor yet
+    else:
+        if again and info is not None and _is_waiting(handle):
+            resources.check_room(info)
+        return handle
+    if info is not None:
+        current = read_catalog()
+        known = current.find(info.key)  # perhaps with other options by now, or gone
+        if known is None or known.deleting:
+            raise no_class(info.name, current.classes)
+        resources.check_possible(known)
+        return dedicated_actor(known, host).remote(configuration, host)
+    options = _options(host)
+    if configuration.node_id:
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
+            configuration.node_id, soft=False
+        )
+    return _actor_classes()[0].options(**options).remote(configuration, host)
+
+
+def dedicated_actor(info: ClassInfo, host: str) -> Any:
+    """What makes a dedicated object's actor (`.remote(…)`), with the options of its class.
+
+    Raises:
+        InvalidCall: Ray does not take them.
+    """
+    try:
+        options = {"num_cpus": 0} | info.ray_options | _options(host)
+        return _actor_classes()[1].options(**options)
+    except (ValueError, TypeError) as error:
+        raise InvalidCall(f"Ray does not take the ray_options of {info.name}: {error}") from error
+
+
+@cache
+def _actor_classes() -> tuple[Any, Any]:
+    """Ray's actor classes of shards' hosts and of dedicated ones, made once: Ray pickles and
+    publishes each anew otherwise."""
     # Imported here because hosts call other objects, and so need placement themselves.
     from rayobjects.runtime.dedicated import DedicatedHost
     from rayobjects.runtime.host import ShardHost
 
-    options: dict[str, Any] = {
+    return ray.remote(num_cpus=0)(ShardHost), ray.remote(num_cpus=0)(DedicatedHost)
+
+
+def _options(host: str) -> dict[str, Any]:
+    return {
         "name": host,
         "namespace": NAMESPACE,
         "lifetime": "detached",
         "get_if_exists": True,
         "max_restarts": -1,
         "max_concurrency": CALLS_AT_ONCE_MAX,
-        "num_cpus": 0,
     }
-    if info is not None:
-        try:
-            return (
-                ray.remote(DedicatedHost)
-                .options(**(options | info.ray_options))
-                .remote(configuration, host)
-            )
-        except (ValueError, TypeError) as error:
-            raise InvalidCall(f"Ray does not take {info.name}'s ray_options: {error}") from error
-    if configuration.node_id:
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
-            configuration.node_id, soft=False
-        )
-    return ray.remote(ShardHost).options(**options).remote(configuration, host)
+
+
+def _is_waiting(handle: Any) -> bool:
+    """Whether Ray has not started the actor yet, or not again."""
+    found: Any = ray._private.state.actors(handle._actor_id.hex())
+    return found.get("State") in ("DEPENDENCIES_UNREADY", "PENDING_CREATION", "RESTARTING")
 
 
 def live_hosts() -> list[str]:

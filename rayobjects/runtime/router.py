@@ -8,6 +8,7 @@ results go back the same way.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -228,8 +229,11 @@ class Router:
         if channel is None:
             dedicated = info if placement.shard_of_host(host) is None else None
 
+            attempts = itertools.count()
+
             async def locate() -> Any:
-                return await placement.locate(host, self.configuration, dedicated)
+                again = next(attempts) > 0
+                return await placement.locate(host, self.configuration, dedicated, again=again)
 
             channel = self._channels[host] = Channel(
                 self, host, locate, self._clock, self.configuration.unavailable_after_s

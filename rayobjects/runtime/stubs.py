@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import uuid
 from typing import Any, Generic, TypeVar
 
 from rayobjects.errors import InvalidCall
@@ -33,6 +34,14 @@ class Namespace(Generic[T]):
         """
         return Stub(self.class_name, check_object_name(name))
 
+    def create(self) -> Stub:
+        """A stub of an object under a new random name, which no other object has. Costs nothing;
+        like any other, the object exists from its first write on. In a method the name follows
+        from the running call, so that a repetition of the call makes the same one."""
+        context = current_call.get()
+        name = context.new_name() if context is not None else ""
+        return Stub(self.class_name, name or uuid.uuid4().hex)
+
     def list(self, prefix: str = "", after: str = "", limit: int = 100) -> list[str]:
         """Names of the objects that exist, sorted.
 
@@ -60,6 +69,27 @@ class Namespace(Generic[T]):
         if router.runs_here():
             return await listing
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(listing, router.loop))
+
+    def exists(self, name: str) -> bool:
+        """Whether the object of this name exists: something is stored for it. Wakes nothing.
+
+        Raises:
+            InvalidCall: unknown class, or a name that no object can have; also if called on the
+                event loop of a method (use `exists_async` there).
+        """
+        router = process.router()
+        if router.runs_here():
+            raise InvalidCall("use `await namespace.exists_async(…)` in a method")
+        asking = router.object_exists(self.class_name, check_object_name(name))
+        return asyncio.run_coroutine_threadsafe(asking, router.loop).result()
+
+    async def exists_async(self, name: str) -> bool:
+        """The same as `exists`, for async code."""
+        router = process.router()
+        asking = router.object_exists(self.class_name, check_object_name(name))
+        if router.runs_here():
+            return await asking
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asking, router.loop))
 
     def __repr__(self) -> str:
         return f"<Namespace {self.class_name}>"

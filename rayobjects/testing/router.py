@@ -90,6 +90,10 @@ class LocalRouter:
         """Names of a class's objects, sorted, those after `after`, at most `limit`."""
         return await self._host.list_objects(class_name, prefix, after, limit)
 
+    async def object_exists(self, class_name: str, name: str) -> bool:
+        """Whether something is committed for the object. Wakes nothing."""
+        return await self._host.list_objects(class_name, name, "", 1) == [name]
+
 
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():

@@ -245,9 +245,10 @@ def test_a_class_that_its_host_cannot_import(monkeypatch: pytest.MonkeyPatch) ->
         def get(self) -> Any:
             return only_here
 
-    lost = ro.deploy(Lost).get("home")
     with pytest.raises(ro.InvalidCall, match="'only_here' is missing"):
-        lost.get.remote().result(WITHIN_S)
+        ro.deploy(Lost)
+    with pytest.raises(ro.InvalidCall, match="no class 'Lost' is deployed"):
+        ro.namespace("Lost").get("home").get.remote().result(WITHIN_S)
     assert counter("unhurt").increment.remote().result(WITHIN_S) == 1
 
 

@@ -90,7 +90,7 @@ class World:
         assert [each.sequence for each in self.driver.shard.pending()] == self.sends
         for sequence in range(1, last + 1):
             # Every record has its call's id; each is known once, under its sequence.
-            finished = self.driver.shard._indexes._finished[f"call{sequence}"]
+            finished = self.driver.shard._indexes.calls._by_id[f"call{sequence}"]
             assert finished.sequence == sequence
         self.acknowledged = last
 

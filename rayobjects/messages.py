@@ -136,6 +136,7 @@ class Replies(msgspec.Struct, array_like=True):
         tell: the host had taken this gateway for dead: say again which sockets it holds.
         unknown: of the sockets that a gateway said it holds, those that no object knows. One that
             is being opened may be among them.
+        link: with the first answer of a session, the host's Unix socket, for its own machine.
     """
 
     replies: list[Reply]
@@ -146,6 +147,7 @@ class Replies(msgspec.Struct, array_like=True):
     stale: bool = False
     tell: bool = False
     unknown: list[tuple[str, str, str]] = []
+    link: str = ""
 
 
 class Poll(msgspec.Struct, array_like=True):

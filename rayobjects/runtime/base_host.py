@@ -26,6 +26,7 @@ from rayobjects.runtime.background import spawn
 from rayobjects.runtime.configuration import Configuration
 from rayobjects.runtime.gateways import Lookout
 from rayobjects.runtime.host_classes import HostClasses
+from rayobjects.runtime.link import DELIVER, POLL, LinkServer
 from rayobjects.runtime.router import Router
 
 logger = logging.getLogger("rayobjects")
@@ -52,6 +53,7 @@ class BaseHost:
         self.incarnation = process.new_router_id()
         self.classes = HostClasses()
         self.core: HostCore | None = None
+        self._link = LinkServer({DELIVER: self.deliver, POLL: self.poll}, self.incarnation)
         self._router: Router | None = None
         self._opening = asyncio.Lock()
         self._open_error: StorageFailed | None = None
@@ -93,7 +95,11 @@ class BaseHost:
                         incarnation=self.incarnation,
                     )
                 )
-        return encode(await core.deliver(decode_batch(body)))
+        batch = decode_batch(body)
+        replies = await core.deliver(batch)
+        if batch.index == 0:
+            replies.link = self._link.path
+        return encode(replies)
 
     async def poll(self, body: bytes) -> bytes:
         """Takes a `Poll`, returns `Replies` when there is something to bring."""
@@ -140,6 +146,7 @@ class BaseHost:
             if core is not None:
                 await core.stop()
                 await self.close_ledger(cleanly=True)
+        self._link.close()
 
     # -- opening ------------------------------------------------------------------------------
 
@@ -175,6 +182,7 @@ class BaseHost:
         if self._router is None:
             self._router = Router(process.new_router_id(), loop, self.configuration, self.clock)
             process.adopt(self._router)
+            await self._link.start()
             self._sweeper = spawn(self._sweep_for_ever())
         ledger = await self.open_ledger()
         core = HostCore(

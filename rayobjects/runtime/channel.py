@@ -38,6 +38,7 @@ from rayobjects.messages import (
     encode,
 )
 from rayobjects.runtime.background import spawn
+from rayobjects.runtime.link import DELIVER, POLL, Link, LocalLink, RayLink
 
 if TYPE_CHECKING:
     from rayobjects.runtime.router import Router
@@ -93,7 +94,7 @@ class Channel:
         self._locate = locate
         self._clock = clock
         self._unavailable_after_s = unavailable_after_s
-        self._handle: Handle | None = None
+        self._link: Link | None = None
         self._connected = False
         self._connecting: asyncio.Task[None] | None = None
         self._session = 0
@@ -176,12 +177,9 @@ class Channel:
         return batch
 
     async def _send_batch(self, batch: Batch, session: int) -> None:
-        assert self._handle is not None
+        assert self._link is not None
         try:
-            answer = await asyncio.wait_for(
-                self._handle.deliver.remote(encode(batch)).as_future(_internal=True),
-                ANSWER_WITHIN_S,
-            )
+            answer = await self._link.request(DELIVER, encode(batch), ANSWER_WITHIN_S)
         except Exception as error:  # Ray's, or whatever it lets through: the session is over
             if session == self._session:
                 self._under_way -= 1
@@ -233,11 +231,8 @@ class Channel:
                 poll = Poll(self._router.id, session, self._pushed, self._incarnation)
                 if not self._sockets_told and self._router.on_push is not None:
                     poll.sockets = list(self.sockets)
-                assert self._handle is not None
-                answer = await asyncio.wait_for(
-                    self._handle.poll.remote(encode(poll)).as_future(_internal=True),
-                    POLL_S + ANSWER_WITHIN_S,
-                )
+                assert self._link is not None
+                answer = await self._link.request(POLL, encode(poll), POLL_S + ANSWER_WITHIN_S)
                 if session != self._session:
                     return
                 replies = decode_replies(answer)
@@ -263,10 +258,16 @@ class Channel:
         """The session is over; what has no reply is sent again in the next."""
         if session == self._session and not self._closed:
             self._connected = False
+            self._drop_link()
             self._under_way = 0
             self._session += 1  # what is still under way belongs to the session that ended
             if self._waiting or self.sockets:
                 self._connect()
+
+    def _drop_link(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
 
     def _connect(self) -> None:
         if self._connecting is None or self._connecting.done():
@@ -282,14 +283,17 @@ class Channel:
             self._begin_session()
             batch = None
             try:
-                handle = await asyncio.wait_for(self._locate(), ANSWER_WITHIN_S)
+                link: Link = RayLink(await asyncio.wait_for(self._locate(), ANSWER_WITHIN_S))
                 batch = self._next_batch()
-                answer = await asyncio.wait_for(
-                    handle.deliver.remote(encode(batch)).as_future(_internal=True), ANSWER_WITHIN_S
-                )
+                answer = await link.request(DELIVER, encode(batch), ANSWER_WITHIN_S)
                 replies = decode_replies(answer)
                 if not replies.stale:
-                    self._handle, self._connected = handle, True
+                    if replies.link:
+                        link = await LocalLink.connect(replies.link) or link
+                    if self._closed:
+                        link.close()
+                        return
+                    self._link, self._connected = link, True
                     self._connected_at = self._clock.monotonic()
                     self._arrived(replies, batch)
                     self._flush()
@@ -336,6 +340,7 @@ class Channel:
         self._closed = True
         self._connected = False
         self._session += 1
+        self._drop_link()
         self._fail_waiting(Unavailable("the client was shut down: call ro.init() again"))
 
 

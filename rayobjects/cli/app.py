@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import msgspec
 import typer
 
+from rayobjects.cli import classes
 from rayobjects.cli.output import (
     INTERRUPTED,
     fail,
@@ -88,7 +89,7 @@ def status(address: Address = None, as_json: AsJson = False) -> None:
     """Show hosts, classes and storage."""
     from rayobjects.runtime import admin, registry
 
-    ray_address = _connect(address)
+    ray_address = connect(address)
     found = admin.status()
     record = registry.find(address or ray_address)
     url = record.facts.get("url", "") if record is not None else ""
@@ -131,7 +132,7 @@ def list_objects(
     with a quotation mark, is printed as JSON."""
     from rayobjects.runtime import admin
 
-    _connect(address)
+    connect(address)
     names: list[str] = []
     left = sys.maxsize if limit is None else limit
     after = ""
@@ -157,7 +158,7 @@ def get(class_name: Class, name: Name, address: Address = None) -> None:
     """Print an object's state as JSON."""
     from rayobjects.runtime import admin
 
-    _connect(address)
+    connect(address)
     _check_exists(class_name, name)
     print_json(admin.object_state(class_name, name))
 
@@ -177,7 +178,7 @@ def call(
     keywords = parse_arguments(arguments or [])
     from rayobjects.runtime import admin
 
-    _connect(address)
+    connect(address)
     print_json(admin.call(class_name, name, method, keywords))
 
 
@@ -193,7 +194,7 @@ def delete(
 
     if not yes and not sys.stdin.isatty():
         raise InvalidCall(f"nobody can be asked whether to delete {class_name}/{name}: add --yes")
-    _connect(address)
+    connect(address)
     if not yes:
         _check_exists(class_name, name)
     if not yes and not typer.confirm(f"Delete {class_name}/{name} and its state?", err=True):
@@ -202,6 +203,10 @@ def delete(
     if not admin.delete_object(class_name, name):
         raise _missing(class_name, name)
     note(f"Deleted {class_name}/{name}.")
+
+
+app.command()(classes.rename)
+app.command("delete-class")(classes.delete_class)
 
 
 @app.command()
@@ -218,7 +223,7 @@ def down(address: Address = None) -> None:
     from rayobjects.runtime import admin
     from rayobjects.serve.run import stop_gateway
 
-    _connect(address)
+    connect(address)
     with progress("Stopping"):
         stop_gateway()
         admin.stop_hosts()
@@ -257,7 +262,7 @@ def parse_arguments(arguments: list[str]) -> dict[str, Any]:
     return keywords
 
 
-def _connect(address: str | None) -> str:
+def connect(address: str | None) -> str:
     """Attaches to the cluster and its objects; returns Ray's address."""
     from rayobjects.runtime import client, cluster
 

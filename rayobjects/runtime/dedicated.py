@@ -43,18 +43,20 @@ class DedicatedHost(BaseHost):
             return False
         return object_class is None or placement.is_dedicated(object_class.info, self.configuration)
 
-    async def delete_object(self) -> None:
+    async def delete_object(self) -> int:
         """The object's class is being deleted: deletes the object if it lives here, and tells its
-        sockets. The process is ended by who asks for this."""
+        sockets; returns how many it deleted, 1 or 0. The process is ended by who asks for this."""
         core, remote = self.core, self._remote
         if core is None or remote is None or core.failed is not None:
-            return  # nothing lives here, so its shard's host can do it alone
+            return 0  # nothing lives here, so its shard's host can do it alone
         self.classes.outdated({self.id.class_name})
         await end_activations(core, self.id.class_name, self.clock)
         loaded = await remote.load(self.id)
-        if loaded.exists:
-            await delete_object(core, remote, self.id, {s.gateway for s in loaded.sockets})
-            await messages_fetched(core, self.clock)
+        if not loaded.exists:
+            return 0
+        await delete_object(core, remote, self.id, {s.gateway for s in loaded.sockets})
+        await messages_fetched(core, self.clock)
+        return 1
 
     async def sweep(self) -> None:
         changed = await self.classes.look(self.clock.monotonic())

@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,6 +23,7 @@ from rayobjects.limits import LIST_HOSTS_AT_ONCE_MAX
 from rayobjects.messages import REDIRECT, Call, Push, Reply
 from rayobjects.objects.catalog import ClassInfo
 from rayobjects.objects.context import CallContext
+from rayobjects.objects.sockets import farewells
 from rayobjects.runtime import placement
 from rayobjects.runtime.asking import answer_of
 from rayobjects.runtime.background import spawn
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 REDIRECTS_MAX = 8
 """How often a call follows its class to another hosting before it gives up."""
+
+LAST_SEQUENCE = 2**63 - 1
+"""Behind every sequence of a record: for the very last message to a socket."""
 
 REDIRECT_AGAIN_S = 0.1
 """The pause before a repeated redirection, times their number."""
@@ -62,7 +66,7 @@ class Router:
         self._on_push: Callable[[Push], None] | None = None
         self.on_unknown: Callable[[list[tuple[str, str, str]]], None] = lambda sockets: None
         self._names: dict[str, set[str]] = {}
-        self._clock = clock
+        self.clock = clock
         self._thread = 0
         self._channels: dict[str, Channel] = {}
         self._catalog = Catalog(0, {})
@@ -233,10 +237,14 @@ class Router:
 
             async def locate() -> Any:
                 again = next(attempts) > 0
-                return await placement.locate(host, self.configuration, dedicated, again=again)
+                try:
+                    return await placement.locate(host, self.configuration, dedicated, again=again)
+                except InvalidCall:  # the class is gone, and so are its objects
+                    self._close_sockets(self._channels[host].sockets)
+                    raise
 
             channel = self._channels[host] = Channel(
-                self, host, locate, self._clock, self.configuration.unavailable_after_s
+                self, host, locate, self.clock, self.configuration.unavailable_after_s
             )
         return channel
 
@@ -313,6 +321,13 @@ class Router:
             channel.sockets.add((info.key, name, socket))
             channel.need_poll()
 
+    def _close_sockets(self, sockets: Iterable[tuple[str, str, str]]) -> None:
+        """There is nobody any more who could close them."""
+        if self._on_push is not None:
+            for class_key, name in {(class_key, name) for class_key, name, _ in sockets}:
+                for send in farewells([self.id]):
+                    self._pushed(Push(class_key, name, LAST_SEQUENCE, 0, send))
+
     def socket_closed(self, class_name: str, name: str, socket: str) -> None:
         """The object has been told that the socket is closed."""
         self._open_sockets.discard((class_name, name, socket))
@@ -347,7 +362,7 @@ class Router:
                 return handle.list_objects.remote(key, prefix, after, limit)
 
             async with gate:
-                names: list[str] = await answer_of(host, self.configuration, self._clock, ask)
+                names: list[str] = await answer_of(host, self.configuration, self.clock, ask)
             return names
 
         shards = range(self.configuration.shards)
@@ -366,7 +381,7 @@ class Router:
         def ask(handle: Any) -> Any:
             return handle.object_exists.remote(*id)
 
-        exists: bool = await answer_of(host, self.configuration, self._clock, ask)
+        exists: bool = await answer_of(host, self.configuration, self.clock, ask)
         return exists
 
     async def _class(self, class_name: str) -> ClassInfo:

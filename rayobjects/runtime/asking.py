@@ -42,12 +42,17 @@ def answer(reference: Any, within_s: float, host: str) -> Any:
 
 
 async def answer_of(
-    host: str, configuration: Configuration, clock: Clock, ask: Callable[[Any], Any]
+    host: str,
+    configuration: Configuration,
+    clock: Clock,
+    ask: Callable[[Any], Any],
+    within_s: float | None = None,
 ) -> Any:
     """Asks the host of a shard something that may be asked twice, until it answers.
 
     Args:
         ask: takes the host's actor, returns the reference of its answer.
+        within_s: how long one answer may take; `unavailable_after_s` unless given.
 
     Raises:
         RayObjectsError: the host's own error.
@@ -57,7 +62,9 @@ async def answer_of(
     while True:
         try:
             handle = await placement.locate(host, configuration, None)
-            return await asyncio.wait_for(ask(handle), configuration.unavailable_after_s)
+            return await asyncio.wait_for(
+                ask(handle), within_s or configuration.unavailable_after_s
+            )
         except RayTaskError as error:
             if isinstance(error.cause, RayObjectsError):
                 raise error.cause from None

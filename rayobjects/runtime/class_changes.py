@@ -6,9 +6,7 @@ Every step may be repeated, so whoever is cut off in between asks for the whole 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 import ray
@@ -16,8 +14,7 @@ import ray
 from rayobjects.errors import InvalidCall, Unavailable
 from rayobjects.objects.catalog import ClassInfo
 from rayobjects.runtime import placement, process
-from rayobjects.runtime.asking import answer_of
-from rayobjects.runtime.client import refresh_hosts
+from rayobjects.runtime.client import ask_host, refresh_hosts
 
 ACTORS_AT_ONCE_MAX = 100
 """Dedicated objects that are asked to end at the same time."""
@@ -37,7 +34,9 @@ def rename_class(name: str, new_name: str) -> None:
     """
     if not new_name.isidentifier() or new_name == placement.DEFAULT_POOL:
         raise InvalidCall(f"{new_name!r} cannot be the name of a class: use an identifier")
-    answer = _ask(placement.shard_host(0), lambda host: host.rename_class.remote(name, new_name))
+    answer = ask_host(
+        placement.shard_host(0), lambda host: host.rename_class.remote(name, new_name)
+    )
     refresh_hosts([_decode_info(answer).key])
 
 
@@ -54,15 +53,15 @@ def delete_class(name: str, deleted: Callable[[int], None] = lambda count: None)
         StorageFailed: the same, for that reason.
     """
     first = placement.shard_host(0)
-    info = _decode_info(_ask(first, lambda host: host.begin_class_deletion.remote(name)))
+    info = _decode_info(ask_host(first, lambda host: host.begin_class_deletion.remote(name)))
     refresh_hosts([info.key])
     count = _end_dedicated(info, deleted)
     for shard in range(process.router().configuration.shards):
         host = placement.shard_host(shard)
-        while page := _ask(host, lambda host: host.delete_objects.remote(info.key)):
+        while page := ask_host(host, lambda host: host.delete_objects.remote(info.key)):
             count += page
             deleted(count)
-    _ask(first, lambda host: host.end_class_deletion.remote(info.name))
+    ask_host(first, lambda host: host.end_class_deletion.remote(info.name))
     refresh_hosts([info.key])
     return count
 
@@ -92,9 +91,3 @@ def _end_dedicated(info: ClassInfo, deleted: Callable[[int], None]) -> int:
             ray.kill(actor, no_restart=True)
         deleted(count)
     return count
-
-
-def _ask(host: str, ask: Callable[[Any], Any]) -> Any:
-    router = process.router()
-    asking = answer_of(host, router.configuration, router.clock, ask)
-    return asyncio.run_coroutine_threadsafe(asking, router.loop).result()

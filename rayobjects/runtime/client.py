@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
+from collections.abc import Callable
 from typing import Any, overload
 
 import msgspec
@@ -13,7 +15,7 @@ from rayobjects.limits import SHARDS_DEFAULT_MAX, SHARDS_MAX
 from rayobjects.objects.catalog import ClassInfo, describe, pickle_classes
 from rayobjects.objects.model import DurableObject
 from rayobjects.runtime import cluster, placement, process
-from rayobjects.runtime.asking import answer
+from rayobjects.runtime.asking import answer, answer_of
 from rayobjects.runtime.class_store import Deployment
 from rayobjects.runtime.configuration import (
     Configuration,
@@ -112,12 +114,14 @@ def _first_configuration(proposed: Configuration) -> Configuration:
     configuration = read_configuration()
     assert configuration is not None
     host = placement.shard_host(0)
+    handle: Any = None
     try:
         handle = placement.locate_blocking(host, configuration, None)
         figures: dict[str, Any] = answer(handle.start.remote(), START_WITHIN_S, host)
     except BaseException:  # also an interrupt: whoever comes next begins anew
         if configuration.cluster_id == proposed.cluster_id:
-            ray.kill(handle, no_restart=True)
+            if handle is not None:
+                ray.kill(handle, no_restart=True)
             delete_configuration()
         raise
     if figures["shards"] != configuration.shards:  # the manifest of an older root decides
@@ -164,15 +168,23 @@ def deploy(*classes: type[DurableObject]) -> Any:
             )
     blob = pickle_classes(list(classes))
     body = msgspec.msgpack.encode(Deployment(infos, blob))
-    handle = placement.locate_blocking(placement.shard_host(0), router.configuration, None)
-    deployed = msgspec.msgpack.decode(
-        answer(handle.deploy.remote(body), START_WITHIN_S, placement.shard_host(0)),
-        type=list[ClassInfo],
-    )
+    answered = ask_host(placement.shard_host(0), lambda host: host.deploy.remote(body))
+    deployed = msgspec.msgpack.decode(answered, type=list[ClassInfo])
     refresh_hosts([info.key for info in deployed])
     router.know(deployed)
     namespaces = tuple(Namespace[Any](info.name) for info in infos)
     return namespaces[0] if len(namespaces) == 1 else namespaces
+
+
+def ask_host(host: str, ask: Callable[[Any], Any]) -> Any:
+    """Asks the host of a shard something that may be asked twice; waits for the answer.
+
+    Raises:
+        RayObjectsError: the host's own error, or Unavailable.
+    """
+    router = process.router()
+    asking = answer_of(host, router.configuration, router.clock, ask, START_WITHIN_S)
+    return asyncio.run_coroutine_threadsafe(asking, router.loop).result()
 
 
 def refresh_hosts(class_keys: list[str]) -> None:

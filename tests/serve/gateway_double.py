@@ -62,6 +62,7 @@ class DoubleRouter:
         self.names: list[str] = []
         self.calls: list[Call] = []
         self.on_push: Callable[[Push], None] | None = None
+        self.on_unknown: Callable[[list[tuple[str, str, str]]], None] = lambda sockets: None
         self.open: set[tuple[str, str, str]] = set()
         self.held: asyncio.Event | None = None
         self.closed = False

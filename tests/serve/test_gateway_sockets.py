@@ -2,7 +2,7 @@
 
 import asyncio
 import socket as sockets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,21 +26,25 @@ from rayobjects.serve.sockets import SocketTable
 
 
 @asynccontextmanager
-async def serving(router: EchoRoom, **options: Any) -> AsyncIterator[str]:
-    """Serves a gateway on a free port; yields `127.0.0.1:PORT`."""
+async def serving(
+    router: EchoRoom, server: Mapping[str, Any] | None = None, **options: Any
+) -> AsyncIterator[str]:
+    """Serves a gateway on a free port, with these options of the server; yields
+    `127.0.0.1:PORT`."""
     configuration = uvicorn.Config(
         Gateway(router, **options),  # type: ignore[arg-type]
         log_level="error",
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=1,
+        **(server or {}),
     )
-    server = uvicorn.Server(configuration)
+    serving = uvicorn.Server(configuration)
     with sockets.create_server(("127.0.0.1", 0)) as listener:
-        task = asyncio.create_task(server.serve(sockets=[listener]))
+        task = asyncio.create_task(serving.serve(sockets=[listener]))
         try:
             yield f"127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            server.should_exit = True
+            serving.should_exit = True
             await task
 
 

@@ -5,14 +5,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 FILE ?= examples/chat.py
 PORT ?= 8000
+MINUTES ?= 30
 
-.PHONY: demo test lint types benchmark install install-dev lock clean
+.PHONY: demo test soak lint types benchmark install install-dev lock clean
 
 demo: install  ## Serve the chat on 127.0.0.1:8000, until Ctrl-C.
 	@$(BIN)/rayobjects serve $(FILE) --port $(PORT)
 
 test: install-dev lint types  ## Linter, types and all tests.
 	$(BIN)/python -m pytest
+
+soak: install-dev  ## Random runs and kills for MINUTES, or until something fails.
+	$(BIN)/python tests/guarantees/soak.py --minutes $(MINUTES) $(ARGS)
 
 lint: install-dev
 	$(BIN)/ruff check .

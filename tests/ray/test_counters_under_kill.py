@@ -20,12 +20,16 @@ import rayobjects as ro
 from rayobjects.runtime import admin, placement
 from rayobjects.serve.run import start_gateway, stop_gateway
 
-pytestmark = pytest.mark.timeout(400)  # Ray starts twice, and a busy machine takes its time
+ROUNDS = int(os.environ.get("RAYOBJECTS_ROUNDS", "1"))
+"""`make soak` kills all hosts more often."""
+
+# Ray starts twice, and a busy machine takes its time.
+pytestmark = pytest.mark.timeout(400 * ROUNDS)
 
 TASKS = 50
-CALLS_OF_A_TASK = 40
+CALLS_OF_A_TASK = 40 * ROUNDS
 HTTP_TASKS = 10
-CALLS_OF_A_HTTP_TASK = 30
+CALLS_OF_A_HTTP_TASK = 30 * ROUNDS
 WITHIN_S = 60.0
 
 
@@ -104,8 +108,10 @@ class Load:
 
     async def _kill_hosts(self) -> None:
         """The shards' hosts, the dedicated objects' actors, and both; each time in the middle."""
-        for kill, victims in enumerate((SHARDS, OWN, SHARDS | OWN), start=1):
-            await until(lambda part=kill: self.done >= self.wanted * part // 4)
+        victims_of = (SHARDS, OWN, SHARDS | OWN) * ROUNDS
+        for kill, victims in enumerate(victims_of, start=1):
+            share = kill / (len(victims_of) + 1)
+            await until(lambda part=share: self.done >= self.wanted * part)
             await asyncio.to_thread(kill_hosts, victims)
             self.kills += 1
 
@@ -143,7 +149,7 @@ def test_guarantee_5_every_increment_is_applied_once(
     asyncio.run(load.run())
 
     assert load.done == load.wanted
-    assert load.kills == 3
+    assert load.kills == 3 * ROUNDS
     for (class_name, name), answers in load.answers.items():
         # Each increment has been applied, and each value has been seen by one caller.
         assert sorted(answers) == list(range(1, len(answers) + 1))

@@ -96,6 +96,17 @@ MEMTABLE_BYTES_MAX = 512 * MIB
 FINISHED_WINDOW_S = 600.0
 """How long the reply of a finished call is kept for a repetition of the same call id."""
 
+HELD_WINDOW_S = 7 * 86_400.0
+"""How long the reply of a call of another object is kept if that object never says that it has it:
+so long may a host be down without any doubt about what it had done. What is older than that when
+its host comes back is not guessed at, but listed as failed."""
+
+PROMISES_MAX = 1_000_000
+"""Schedules, told messages and begun calls that a shard keeps; about 400 MB."""
+
+SCHEDULES_MAX = 10_000
+"""Schedules of one object: they are loaded with it."""
+
 FINISHED_CALLS_MAX = 1_000_000
 """Finished calls that a shard keeps; beyond, calls with an Idempotency-Key are refused until the
 oldest leave their window. About 300 MB."""
@@ -192,4 +203,5 @@ assert FOLD_BYTES < MEMTABLE_BYTES_MAX
 assert 16 * LOG_ENTRY_CHARACTERS_MAX < LOG_READ_BYTES_MAX < LOG_BYTES_MAX
 assert CALL_BYTES_MAX < FINISHED_BYTES_MAX // 2
 assert FINISHED_CALLS_MAX * FINISHED_REPLY_BYTES_SMALL < FINISHED_BYTES_MAX // 2
+assert FINISHED_WINDOW_S < HELD_WINDOW_S
 assert POLL_S < GATEWAY_SUSPECT_S < GATEWAY_SILENT_S < FINISHED_WINDOW_S

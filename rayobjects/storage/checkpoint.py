@@ -12,6 +12,7 @@ scans one integer column at about 3 ms a million rows).
     replies   finished calls within their window
     sends     socket messages that their gateways have not acknowledged
     owners    epochs of dedicated objects
+    promises  schedules, messages to deliver, calls to end
     meta      the format, the shard, the folded sequence
 
 DuckDB lets one process at a time open the file, and is trusted for its own commits. This is the one
@@ -41,6 +42,7 @@ from rayobjects.storage.records import (
     PICKLE,
     Finished,
     PendingSends,
+    Promise,
     SocketChange,
 )
 
@@ -68,6 +70,8 @@ CREATE TABLE sockets (object_hash UBIGINT, class VARCHAR, name VARCHAR, socket V
 CREATE TABLE replies (call_id VARCHAR, finished_at DOUBLE, body BLOB);
 CREATE TABLE sends (class VARCHAR, name VARCHAR, sequence UBIGINT, body BLOB);
 CREATE TABLE owners (object_hash UBIGINT, class VARCHAR, name VARCHAR, epoch UBIGINT);
+CREATE TABLE promises (object_hash UBIGINT, class VARCHAR, name VARCHAR, kind UBIGINT,
+    key VARCHAR, body BLOB);
 CREATE TABLE meta (key VARCHAR, value VARCHAR);
 """
 
@@ -75,6 +79,7 @@ _SIZE = "coalesce(strlen(json), octet_length(blob))"
 
 _decode_socket = msgspec.msgpack.Decoder(SocketChange).decode
 _decode_finished = msgspec.msgpack.Decoder(Finished).decode
+_decode_promise = msgspec.msgpack.Decoder(Promise).decode
 _decode_sends = msgspec.msgpack.Decoder(list[Send]).decode
 
 
@@ -87,6 +92,7 @@ class Rest:
     sockets: list[tuple[Key, SocketChange]]
     finished: FinishedCalls
     sends: list[PendingSends]
+    promises: list[tuple[Key, Promise]]
 
 
 class Checkpoint:
@@ -187,6 +193,10 @@ class Checkpoint:
         ).fetchall()
         if ("version",) not in columns:
             self._connection.execute("ALTER TABLE objects ADD COLUMN version UBIGINT")
+        self._connection.execute(
+            "CREATE TABLE IF NOT EXISTS promises (object_hash UBIGINT, class VARCHAR, "
+            "name VARCHAR, kind UBIGINT, key VARCHAR, body BLOB)"
+        )
 
     def rest(self) -> Rest:
         """Everything besides the state, for the owner's memory."""
@@ -204,12 +214,14 @@ class Checkpoint:
             sends = query(
                 "SELECT class, name, sequence, body FROM sends ORDER BY sequence"
             ).fetchall()
+            promises = query("SELECT class, name, body FROM promises").fetchall()
         return Rest(
             int(folded),
             {(kind, name): epoch for kind, name, epoch in owners},
             [((kind, name), _decode_socket(body)) for kind, name, body in sockets],
             finished,
             [PendingSends(kind, name, seq, _decode_sends(body)) for kind, name, seq, body in sends],
+            [((kind, name), _decode_promise(body)) for kind, name, body in promises],
         )
 
     # -- folding ------------------------------------------------------------------------------

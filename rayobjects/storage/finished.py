@@ -5,6 +5,9 @@ replies. Where there are more bytes than that, the oldest replies go first, and 
 stays known that the call has taken effect, so a repetition gets an error that says so and does not
 run it again.
 
+Calls of other objects are held until their caller has said that it will not ask again. Its host
+may be down for long, so their window is longer too, and their replies are not dropped.
+
 That happens in memory. The checkpoint has the replies that were dropped later, until their window
 is over; whoever opens it reads them one after the other and drops the oldest again.
 """
@@ -19,6 +22,7 @@ from rayobjects.limits import (
     FINISHED_BYTES_MAX,
     FINISHED_REPLY_BYTES_SMALL,
     FINISHED_WINDOW_S,
+    HELD_WINDOW_S,
 )
 from rayobjects.messages import ERROR
 from rayobjects.storage.memtable import Key
@@ -49,11 +53,13 @@ class FinishedCalls:
         self._by_id: dict[str, Finished] = {}
         self._shared: dict[tuple[str, str, str], Finished] = {}
         self._dropped: dict[tuple[str, str, str], Finished] = {}
+        self._held: dict[str, Finished] = {}
+        self._forgotten: list[Finished] = []
         self._bytes_max = bytes_max
         self._bytes = 0
 
     def __len__(self) -> int:
-        return len(self._by_id) + len(self._shared) + len(self._dropped)
+        return len(self._by_id) + len(self._shared) + len(self._dropped) + len(self._held)
 
     @property
     def reply_bytes(self) -> int:
@@ -63,6 +69,11 @@ class FinishedCalls:
     def add(self, finished: Finished) -> None:
         """Keeps a call, and drops the oldest replies if there are too many bytes of them."""
         call_id = finished.call_id
+        if finished.held:  # its id follows from its caller's: no other object has the same
+            before = self._held.pop(call_id, None)
+            self._bytes += len(finished.reply) - (len(before.reply) if before is not None else 0)
+            self._held[call_id] = finished
+            return
         other = self._by_id.get(call_id)
         if other is None:
             self._by_id[call_id] = finished
@@ -85,6 +96,9 @@ class FinishedCalls:
         found = self._by_id.get(call_id)
         if found is not None and found.name == key[1] and found.class_name == key[0]:
             return found
+        held = self._held.get(call_id)
+        if held is not None and held.name == key[1] and held.class_name == key[0]:
+            return held
         if self._shared or self._dropped:
             whole = (*key, call_id)
             return self._shared.get(whole) or self._dropped.get(whole)
@@ -95,7 +109,7 @@ class FinishedCalls:
         class_name, name = key
         return [
             each
-            for kept in (self._dropped, self._by_id, self._shared)
+            for kept in (self._dropped, self._by_id, self._shared, self._held)
             for each in kept.values()
             if each.name == name and each.class_name == class_name
         ]
@@ -113,7 +127,10 @@ class FinishedCalls:
         """The caller has the reply. Returns whether it was kept."""
         finished = self._by_id.pop(call_id, None)
         if finished is None:
-            return False
+            finished = self._held.pop(call_id, None)
+            if finished is None:
+                return False
+            self._forgotten.append(finished)
         self._bytes -= len(finished.reply)
         return True
 
@@ -123,6 +140,13 @@ class FinishedCalls:
         self._bytes -= _drop_oldest(self._by_id, oldest)
         self._bytes -= _drop_oldest(self._shared, oldest)
         _drop_oldest(self._dropped, oldest)
+        self._bytes -= _drop_oldest(self._held, now - HELD_WINDOW_S)
+
+    def take_forgotten(self, folded: int) -> list[str]:
+        """Ids of held calls that were forgotten since the last time and that the checkpoint has:
+        those up to the sequence `folded`."""
+        forgotten, self._forgotten = self._forgotten, []
+        return [each.call_id for each in forgotten if each.sequence <= folded]
 
     def _drop_replies(self) -> None:
         """Makes some room at once, because the way to the oldest one may be long."""

@@ -135,6 +135,8 @@ class Folding:
             finished_since=clock.now() - FINISHED_WINDOW_S,
             sends=sends,
             sent=sent,
+            promises=self._indexes.promises.take_changes(),
+            forgotten=self._indexes.calls.take_forgotten(self.folded),
         )
 
     def _write(self, fold: FoldInput) -> StorageFailed | None:

@@ -16,6 +16,7 @@ from rayobjects.ids import ObjectId
 from rayobjects.messages import Send
 from rayobjects.storage.finished import FinishedCalls
 from rayobjects.storage.memtable import Key
+from rayobjects.storage.promises import Promises
 from rayobjects.storage.records import Finished, PendingSends, Record, SocketChange
 
 
@@ -24,11 +25,13 @@ class Indexes:
 
     Attributes:
         calls: the finished calls.
+        promises: what the objects have yet to do.
         socket_count: how many sockets are open.
     """
 
     def __init__(self) -> None:
         self.calls = FinishedCalls()
+        self.promises = Promises()
         self._sends: dict[Key, dict[int, tuple[list[Send], set[str]]]] = {}
         self._sockets: dict[Key, dict[str, SocketChange]] = {}
         self._owners: dict[Key, int] = {}
@@ -45,6 +48,9 @@ class Indexes:
         key = (record.class_name, record.name)
         if record.delete:
             self._drop_sockets(key)
+            self.promises.drop_schedules(key)
+        if record.promises:
+            self.promises.apply(key, record.promises)
         if record.sockets:
             self._change_sockets(key, record.sockets)
         if record.sends:
@@ -61,6 +67,8 @@ class Indexes:
             record.reply,
             record.finished_at,
             record.sequence,
+            record.held,
+            record.arguments_hash,
         )
         self.calls.add(finished)
         return finished

@@ -70,7 +70,7 @@ class Delta:
             self.exists = any(map(is_live, self.entries.values())) or any(
                 change.open for change in record.sockets
             )
-        elif not record.claims:
+        elif not record.claims and not _only_promises(record):
             self.exists = True
 
     def overlay(self, younger: Delta) -> None:
@@ -226,6 +226,11 @@ class Memtable:
                         result[name] = exists
             generation = generation.next
         return result
+
+
+def _only_promises(record: Record) -> bool:
+    """Whether it only takes note of what is done or tried again; the object may be deleted."""
+    return bool(record.promises) and not (record.call_id or record.writes or record.sockets)
 
 
 def is_live(entry: tuple[int, bytes]) -> bool:

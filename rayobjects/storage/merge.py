@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from rayobjects.ids import ObjectId, key_hash, object_hash
+from rayobjects.limits import FINISHED_WINDOW_S, HELD_WINDOW_S
 from rayobjects.storage.memtable import Delta, Key
 from rayobjects.storage.records import (
     ITEM,
@@ -29,6 +30,7 @@ from rayobjects.storage.records import (
     PICKLE,
     Finished,
     PendingSends,
+    Promise,
     SocketChange,
 )
 
@@ -49,6 +51,8 @@ class FoldInput:
         sockets: (object, socket id, the open socket or None) of all that changed.
         finished: calls to keep; `finished_since` deletes those that ended before it.
         sends: unacknowledged messages to keep; `sent` are (object, sequence) to delete.
+        promises: (object, kind, key, the promise or None) of all that changed.
+        forgotten: ids of calls whose replies need not be kept until their window is over.
     """
 
     folded: int
@@ -59,6 +63,8 @@ class FoldInput:
     finished_since: float = 0.0
     sends: list[PendingSends] = field(default_factory=list)
     sent: list[tuple[Key, int]] = field(default_factory=list)
+    promises: list[tuple[Key, int, str, Promise | None]] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
 
 
 def merge(cursor: Any, fold: FoldInput) -> None:
@@ -69,6 +75,7 @@ def merge(cursor: Any, fold: FoldInput) -> None:
     _merge_sockets(cursor, fold)
     _merge_replies(cursor, fold)
     _merge_sends(cursor, fold)
+    _merge_promises(cursor, fold)
     cursor.execute("DROP TABLE IF EXISTS temp.incoming")
     cursor.execute("UPDATE meta SET value = ? WHERE key = 'folded'", [str(fold.folded)])
 
@@ -173,14 +180,24 @@ def _merge_sockets(cursor: Any, fold: FoldInput) -> None:
 
 def _merge_replies(cursor: Any, fold: FoldInput) -> None:
     cursor.execute("DELETE FROM replies WHERE finished_at < ?", [fold.finished_since])
+    if fold.forgotten:
+        cursor.execute(
+            "DELETE FROM replies WHERE call_id IN (SELECT unnest(?::VARCHAR[]))", [fold.forgotten]
+        )
     if fold.finished:
         _begin(cursor, "call_id VARCHAR, finished_at DOUBLE, body BLOB")
         _bring(
             cursor,
             "call_id finished_at body",
-            [(each.call_id, each.finished_at, _encode(each)) for each in fold.finished],
+            [(each.call_id, _kept_like(each), _encode(each)) for each in fold.finished],
         )
         cursor.execute("INSERT INTO replies SELECT * FROM incoming")
+
+
+def _kept_like(finished: Finished) -> float:
+    """When an ordinary call has ended that is kept as long as this one."""
+    longer_s = HELD_WINDOW_S - FINISHED_WINDOW_S if finished.held else 0.0
+    return finished.finished_at + longer_s
 
 
 def _merge_sends(cursor: Any, fold: FoldInput) -> None:
@@ -194,6 +211,26 @@ def _merge_sends(cursor: Any, fold: FoldInput) -> None:
         _bring(cursor, "class name sequence body", sends)
         _delete(cursor, "sends", "sequence", "")
         cursor.execute("INSERT INTO sends SELECT * FROM incoming WHERE body IS NOT NULL")
+
+
+def _merge_promises(cursor: Any, fold: FoldInput) -> None:
+    if not fold.promises:
+        return
+    _begin(
+        cursor,
+        "object_hash UBIGINT, class VARCHAR, name VARCHAR, kind UBIGINT, key VARCHAR, body BLOB",
+    )
+    open, gone = [], []
+    for object_key, kind, key, promise in fold.promises:
+        row = (object_hash(ObjectId(*object_key)), *object_key, kind, key)
+        if promise is None:
+            gone.append(row)
+        else:
+            open.append((*row, _encode(promise)))
+    _bring(cursor, "object_hash class name kind key", gone)
+    _bring(cursor, "object_hash class name kind key body", open)
+    _delete(cursor, "promises", "object_hash", "class name kind key")
+    cursor.execute("INSERT INTO promises SELECT * FROM incoming WHERE body IS NOT NULL")
 
 
 def _begin(cursor: Any, columns: str) -> None:

@@ -78,5 +78,7 @@ def restore(indexes: Indexes, rest: Rest) -> None:
         indexes.add_sends((each.class_name, each.name), each.sequence, each.sends, waiting)
     for key, change in sorted(rest.sockets, key=lambda each: each[1].order):
         indexes.add_socket(key, change)
+    for key, promise in sorted(rest.promises, key=lambda each: each[1].order):
+        indexes.promises.add(key, promise)
     for key, epoch in rest.owners.items():
         indexes.add_owner(key, epoch)

@@ -16,7 +16,7 @@ from rayobjects.limits import LOAD_WHOLE_BYTES_MAX, LOAD_WHOLE_KEYS_MAX, PAGE_KE
 from rayobjects.storage.folding import Folding
 from rayobjects.storage.indexes import Indexes
 from rayobjects.storage.memtable import Generation, Key, Memtable, is_live
-from rayobjects.storage.records import ITEM, Loaded
+from rayobjects.storage.records import ITEM, SCHEDULE, Loaded
 from rayobjects.storage.worker import Worker
 
 
@@ -161,6 +161,7 @@ class Reading:
             self._indexes.sockets_of(key),
             self._indexes.owner(key),
             delta.version or base.version,
+            self._indexes.promises.of(key, SCHEDULE),
         )
 
     # -- parts of large objects ---------------------------------------------------------------

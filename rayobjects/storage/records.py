@@ -51,6 +51,39 @@ class SocketChange(msgspec.Struct, array_like=True, gc=False):
     order: int = 0
 
 
+SCHEDULE = 0
+"""The object calls itself when the time has come."""
+TELL = 1
+"""A message to another object that is to be delivered."""
+INTENT = 2
+"""A call that has called others, and has not ended."""
+STEP = 3
+"""One of the calls that it made."""
+
+
+class Promise(msgspec.Struct, array_like=True, gc=False):
+    """Something that the object has yet to do, whatever dies meanwhile; or that it need not do
+    any more.
+
+    Attributes:
+        kind: SCHEDULE, TELL, INTENT or STEP.
+        key: tells it from the object's others of the kind.
+        due: when, in seconds since the epoch (of time); 0 for at once.
+        body: what, as `objects.promises` encodes it.
+        failed: why it was given up, for people to see; "" while it is still tried.
+        open: False takes it back.
+        order: given by the shard when the change is on disk: grows from promise to promise.
+    """
+
+    kind: int
+    key: str
+    due: float = 0.0
+    body: bytes = b""
+    failed: str = ""
+    open: bool = True
+    order: int = 0
+
+
 class Record(msgspec.Struct, array_like=True, gc=False):
     """One committed call.
 
@@ -69,6 +102,10 @@ class Record(msgspec.Struct, array_like=True, gc=False):
         owner_epoch: the epoch of a dedicated object's own actor; 0 under shared hosting.
         claims: the record only makes `owner_epoch` the object's epoch.
         version: of the class that wrote it; 0 where it says nothing of that.
+        promises: what the object promises from now on, or no longer.
+        held: the reply is kept until the caller has said that it will not ask again, and not only
+            for the usual window.
+        arguments_hash: of the call's method and arguments, where the caller chose its id; else 0.
     """
 
     class_name: str
@@ -87,6 +124,9 @@ class Record(msgspec.Struct, array_like=True, gc=False):
     sequence: int = 0
     epoch: int = 0
     version: int = 0
+    promises: list[Promise] = []
+    held: bool = False
+    arguments_hash: int = 0
 
 
 class Loaded(msgspec.Struct, array_like=True):
@@ -100,6 +140,7 @@ class Loaded(msgspec.Struct, array_like=True):
         sockets: its open sockets.
         owner_epoch: the dedicated owner's epoch, 0 if it never had one.
         version: of the class that last wrote it; 0 if that was before versions were kept.
+        schedules: the object's promises of that kind.
     """
 
     exists: bool
@@ -109,6 +150,7 @@ class Loaded(msgspec.Struct, array_like=True):
     sockets: list[SocketChange] = []
     owner_epoch: int = 0
     version: int = 0
+    schedules: list[Promise] = []
 
 
 class Finished(msgspec.Struct, array_like=True, gc=False):
@@ -121,6 +163,8 @@ class Finished(msgspec.Struct, array_like=True, gc=False):
     reply: bytes
     finished_at: float
     sequence: int
+    held: bool = False
+    arguments_hash: int = 0
 
 
 class PendingSends(msgspec.Struct, array_like=True):

@@ -33,6 +33,7 @@ from rayobjects.limits import (
     FOLD_RECORDS,
     MEMTABLE_BYTES_MAX,
     PAGE_KEYS_MAX,
+    PROMISES_MAX,
     SEGMENT_BYTES_MAX,
 )
 from rayobjects.storage.commits import Commits, Done
@@ -45,7 +46,14 @@ from rayobjects.storage.memtable import Memtable
 from rayobjects.storage.opening import recover, restore
 from rayobjects.storage.ownership import Claims, Ownership
 from rayobjects.storage.reading import Reading
-from rayobjects.storage.records import Finished, Loaded, PendingSends, Record, SocketChange
+from rayobjects.storage.records import (
+    Finished,
+    Loaded,
+    PendingSends,
+    Promise,
+    Record,
+    SocketChange,
+)
 from rayobjects.storage.worker import InlineWorker, ThreadWorker, Worker, on_loop
 
 _HERE = "."
@@ -221,6 +229,15 @@ class Shard:
                 f"{self.name} keeps {FINISHED_CALLS_MAX:,} finished calls: back off until the "
                 "oldest have left their window"
             )
+        if (
+            record.promises
+            and self._indexes.promises.count >= PROMISES_MAX
+            and (any(promise.open for promise in record.promises))
+        ):
+            raise Overloaded(
+                f"the objects of {self.name} have {PROMISES_MAX:,} schedules and messages to "
+                "deliver: back off, or look at `rayobjects schedules`"
+            )
         self._commits.add(record, done)
 
     @property
@@ -360,6 +377,18 @@ class Shard:
         """The same for one object."""
         return self._indexes.pending_of((id[0], id[1]))
 
+    def promises(self) -> list[tuple[ObjectId, Promise]]:
+        """What the objects have yet to do; each object's in the order in which it was promised."""
+        return [(ObjectId(*key), promise) for key, promise in self._indexes.promises.all()]
+
+    def promises_of(self, id: ObjectId) -> list[Promise]:
+        """The same for one object."""
+        return self._indexes.promises.of((id[0], id[1]))
+
+    def promise(self, id: ObjectId, kind: int, key: str) -> Promise | None:
+        """One of them, as it is on disk."""
+        return self._indexes.promises.get((id[0], id[1]), kind, key)
+
     def sockets(self) -> list[tuple[ObjectId, str, str]]:
         """(object, socket id, gateway) of every open socket."""
         return self._indexes.sockets()
@@ -418,6 +447,7 @@ class Shard:
             "finished_bytes": indexes.calls.reply_bytes,
             "pending_sends": indexes.pending_count,
             "open_sockets": indexes.socket_count,
+            "promises": indexes.promises.count,
         }
 
     # -- the end ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 
 import pytest
@@ -28,5 +29,37 @@ def test_guarantee_4_a_recovery_whose_sync_failed_begins_with_a_new_file(
             assert await stub.read.remote() == 5
             await host.crash()
             assert await stub.read.remote() == 5
+
+    run(main)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_guarantee_4_a_recovery_does_not_build_on_what_a_dead_one_left(
+    tmp_path: object, seed: int
+) -> None:
+    """Its sync failed, and it died before it could take its file away: a process with the same id
+    would write on in that file, which no later sync brings to the disk."""
+
+    async def main() -> None:
+        async with LocalHost([Counter], files=FaultyFiles(str(tmp_path), seed=seed)) as host:
+            stub = host.get(Counter, "a")
+            assert await stub.increment.remote(5) == 5
+            await host.kill()  # recovery has written the journal anew, and is to do so again
+            host.files.fail("sync", errno.EIO, name="journal")
+            with pytest.raises(StorageFailed):
+                await stub.increment.remote()
+            before = host.files.operations
+            host.files.fail("sync", errno.EIO, name=".log.")
+            claim = ["create", "write", "sync", "rename", "sync_directory", "look"]
+            anew = ["create", "write", "sync", "unlink"]  # the journal
+            host.files.crash_at = before + len(claim + anew) - 1
+            call = asyncio.ensure_future(stub.read.remote())
+            await host.death()
+            assert [step for step, _ in host.files.steps[before:]] == claim + anew
+            await host.kill()
+            seen = await call
+            assert seen in (5, 6)
+            await host.crash()
+            assert await stub.read.remote() == seen
 
     run(main)

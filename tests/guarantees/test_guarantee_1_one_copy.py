@@ -10,6 +10,10 @@ import pytest
 from guarantee_objects import Counter, run, ticks
 
 import rayobjects as ro
+from rayobjects.objects.host_core import HostCore
+from rayobjects.runtime import base_host
+from rayobjects.runtime.base_host import BaseHost
+from rayobjects.runtime.configuration import Configuration
 from rayobjects.testing import FaultyFiles, LocalHost
 
 
@@ -80,6 +84,32 @@ def test_guarantee_1_a_host_whose_disk_failed_does_not_take_the_shard_from_its_s
                 assert caught.value.details == {"lost": "epoch"}
                 assert await new.get(Counter, "a").increment.remote() == seen + 1
             assert await old.get(Counter, "a").read.remote() == seen + 1  # from a new process
+
+    run(main)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_guarantee_1_a_process_that_finds_a_successor_when_it_opens_ends(
+    lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any other failure of an opening is answered, and the next call tries again."""
+
+    class Ended(BaseException):
+        pass
+
+    class Host(BaseHost):
+        async def _open(self) -> HostCore:
+            raise ro.StorageFailed("refused", details={"lost": "epoch"} if lost else None)
+
+    def end(code: int) -> None:
+        raise Ended
+
+    monkeypatch.setattr(base_host.os, "_exit", end)
+
+    async def main() -> None:
+        host = Host(Configuration("c", "/nowhere", 1, "shared", 60, 30, ""), "default/0000")
+        with pytest.raises(Ended if lost else ro.StorageFailed):
+            await host._opened()
 
     run(main)
 

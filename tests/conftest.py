@@ -1,5 +1,7 @@
-"""What all tests share: one Ray cluster a session, started when the first test asks for it, and
-the way to a browser."""
+"""What all tests share: one Ray cluster, started when the first test asks for it, objects on it for
+each module that wants some, and the way to a browser."""
+
+from __future__ import annotations
 
 import os
 import shutil
@@ -7,8 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from rayobjects.runtime.cluster import LocalCluster
+from ray_cluster import RayCluster, objects_on
 
 FROM_OUTSIDE = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 
@@ -23,26 +24,33 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster(_own_surroundings: None) -> Iterator[LocalCluster]:
-    """A Ray cluster that this process is attached to; it has no storage yet."""
-    from rayobjects.runtime.cluster import connect, start_local
-    from rayobjects.serve import haproxy
-
-    with start_local(environment=haproxy.environment) as started:
-        connect(started.address)
-        yield started
+def session_cluster(_own_surroundings: None) -> Iterator[RayCluster]:
+    cluster = RayCluster()
+    yield cluster
+    cluster.stop()
 
 
-@pytest.fixture(scope="session")
-def objects(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The storage root of the session's cluster, with two shards; `ro.deploy` what you need."""
-    from rayobjects.runtime import admin, client
+@pytest.fixture(scope="module")
+def ray_cluster(session_cluster: RayCluster) -> RayCluster:
+    """A cluster that this process is attached to, with nothing on it. All modules share it, since
+    starting one takes seconds; one that stops it gets, and leaves, a new one."""
+    if session_cluster.local is None:
+        session_cluster.start()
+    return session_cluster
 
-    root = tmp_path_factory.mktemp("storage")
-    client.init(str(root), shards=2)
-    yield root
-    client.shutdown()
-    admin.stop_hosts()
+
+@pytest.fixture(scope="module")
+def objects(ray_cluster: RayCluster) -> Iterator[Path]:
+    """The storage root of the module's objects, in two shards; `ro.deploy` what you need."""
+    with objects_on(ray_cluster, shards=2) as root:
+        yield root
+
+
+@pytest.fixture(scope="module", params=["shared", "dedicated"])
+def hosting(request: pytest.FixtureRequest, ray_cluster: RayCluster) -> Iterator[str]:
+    """The module's objects, in two shards, first hosted one way and then the other."""
+    with objects_on(ray_cluster, shards=2, hosting=request.param):
+        yield request.param
 
 
 @pytest.fixture(scope="session")

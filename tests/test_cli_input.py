@@ -241,7 +241,7 @@ def test_any_error_is_one_line(
     def raise_it(address: str | None) -> str:
         raise error
 
-    monkeypatch.setattr("rayobjects.cli.app._connect", raise_it)
+    monkeypatch.setattr("rayobjects.cli.app.connect", raise_it)
     assert "--debug" in fails(capsys, "status")
 
 
@@ -249,7 +249,7 @@ def test_ctrl_c(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     def interrupt(address: str | None) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rayobjects.cli.app._connect", interrupt)
+    monkeypatch.setattr("rayobjects.cli.app.connect", interrupt)
     assert run(capsys, "status") == (130, "", "")
 
 

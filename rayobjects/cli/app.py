@@ -195,8 +195,7 @@ def delete(
     if not yes and not sys.stdin.isatty():
         raise InvalidCall(f"nobody can be asked whether to delete {class_name}/{name}: add --yes")
     connect(address)
-    if not yes:
-        _check_exists(class_name, name)
+    _check_exists(class_name, name)
     if not yes and not typer.confirm(f"Delete {class_name}/{name} and its state?", err=True):
         note("Nothing was deleted.")
         return

@@ -64,7 +64,9 @@ Ray has as many warm processes ready as it counts CPUs; a cold one costs a secon
 
 RAY_ENVIRONMENT = {
     # Workers import these before they are needed: an actor starts in 0.1 s instead of 1.3 s.
-    "RAY_preload_python_modules": "fastapi,pydantic,uvloop,numpy",
+    "RAY_preload_python_modules": (
+        "fastapi,pydantic,uvloop,numpy,rayobjects.runtime.host,rayobjects.runtime.dedicated"
+    ),
     # The first driver waits until so many workers are up, so no more than there are CPUs.
     "RAY_worker_maximum_startup_concurrency": str(min(8, max(2, os.cpu_count() or 1))),
     "RAY_num_workers_soft_limit": "30",

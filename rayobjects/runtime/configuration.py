@@ -79,6 +79,15 @@ def delete_configuration() -> None:
         internal_kv._internal_kv_del(key, namespace=NAMESPACE)
 
 
+def claim_mark(name: str) -> bool:
+    """Whether this is the first time in this cluster that the mark is claimed."""
+    _initialized()
+    there: bool = internal_kv._internal_kv_put(
+        f"mark:{name}".encode(), b"", overwrite=False, namespace=NAMESPACE
+    )
+    return not there
+
+
 def read_catalog() -> Catalog:
     """The catalog of classes; empty where none is deployed."""
     body = _get(_CATALOG)

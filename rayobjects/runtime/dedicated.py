@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import ray
 
+from rayobjects.errors import RayObjectsError
 from rayobjects.ids import ObjectId
 from rayobjects.objects.catalog import ObjectClass
 from rayobjects.objects.ledger import Ledger
 from rayobjects.runtime import hosts_log, placement
+from rayobjects.runtime.background import spawn
 from rayobjects.runtime.base_host import BaseHost
 from rayobjects.runtime.class_deletion import delete_object, end_activations, messages_fetched
 from rayobjects.runtime.configuration import Configuration
@@ -30,10 +32,17 @@ class DedicatedHost(BaseHost):
         self._idle_since = self.clock.monotonic()
 
     async def open_ledger(self) -> Ledger:
+        spawn(self._load_class())  # while the shard is asked
         remote = RemoteLedger(self.id, self.configuration, self.clock)
         self._owner_epoch = await remote.open(self._owner_epoch)
         self._remote = remote
         return remote
+
+    async def _load_class(self) -> None:
+        try:
+            await self.classes.get(self.id.class_name)
+        except RayObjectsError:
+            pass  # who needs it will see
 
     async def close_ledger(self, *, cleanly: bool) -> None:
         self._remote = None

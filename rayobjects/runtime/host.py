@@ -14,6 +14,7 @@ from rayobjects.ids import ObjectId
 from rayobjects.objects.catalog import ClassInfo, ObjectClass
 from rayobjects.objects.ledger import Ledger
 from rayobjects.runtime import hosts_log, placement
+from rayobjects.runtime.background import spawn
 from rayobjects.runtime.base_host import BaseHost
 from rayobjects.runtime.class_deletion import ShardDeletion, end_activations
 from rayobjects.runtime.class_store import ClassStore, Deployment
@@ -21,6 +22,7 @@ from rayobjects.runtime.configuration import Configuration, read_catalog, write_
 from rayobjects.runtime.outcome import outcome
 from rayobjects.runtime.remote_ledger import LedgerAnswer, LedgerRequest, decode_request
 from rayobjects.runtime.trial import on_trial
+from rayobjects.runtime.warm_pool import WarmPool, fill
 from rayobjects.storage.manifest import Manifest
 from rayobjects.storage.ownership import Claims
 from rayobjects.storage.records import PendingSends
@@ -43,6 +45,7 @@ class ShardHost(BaseHost):
         self._deleted: set[str] = set()
         self._deletions: dict[str, ShardDeletion] = {}
         self._store: ClassStore | None = None
+        self._warm_pool = WarmPool()
 
     async def open_ledger(self) -> Ledger:
         loop = asyncio.get_running_loop()
@@ -142,7 +145,11 @@ class ShardHost(BaseHost):
     async def deploy(self, body: bytes) -> bytes:
         """Takes a `Deployment`; returns its classes' infos, with the versions that they got."""
         deployment = msgspec.msgpack.decode(body, type=Deployment)
-        return msgspec.msgpack.encode(await (await self._class_store()).deploy(deployment))
+        deployed = await (await self._class_store()).deploy(deployment)
+        for info in deployed:
+            if placement.is_dedicated(info, self.configuration):
+                spawn(asyncio.to_thread(fill, info))
+        return msgspec.msgpack.encode(deployed)
 
     async def rename_class(self, name: str, new_name: str) -> bytes:
         """Returns the renamed class's info."""
@@ -213,6 +220,8 @@ class ShardHost(BaseHost):
                 raise InvalidCall(f"the class of {id} is being deleted", status=404)
             last = request.owner_epoch
             epoch = await outcome(lambda done: shard.claim_object(id, done, last=last))
+            if request.node:
+                self._warm_pool.taken(request.node)
             pending: list[PendingSends] = shard.pending_of(id)
             return LedgerAnswer(
                 owner_epoch=epoch,

@@ -37,7 +37,11 @@ RETRY_EVERY_S = 0.1
 
 
 class LedgerRequest(msgspec.Struct, array_like=True):
-    """What a dedicated object's actor asks of its shard's host."""
+    """What a dedicated object's actor asks of its shard's host.
+
+    Attributes:
+        node: with the first claim of a process, its Ray node.
+    """
 
     operation: str
     class_name: str
@@ -53,6 +57,7 @@ class LedgerRequest(msgspec.Struct, array_like=True):
     end: str | None = None
     limit: int = 0
     reverse: bool = False
+    node: str = ""
 
 
 class LedgerAnswer(msgspec.Struct, array_like=True):
@@ -111,10 +116,11 @@ class RemoteLedger:
                 `details["lost"]`, another process has claimed the object since `last`.
         """
         deadline = self._clock.monotonic() + self._configuration.unavailable_after_s
+        node = "" if last else ray.get_runtime_context().get_node_id()
         while True:
             try:
                 self._handle = await placement.locate(self._shard, self._configuration, None)
-                answer = await self._ask(LedgerRequest("claim", *self._id, owner_epoch=last))
+                answer = await self._ask(LedgerRequest("claim", *self._id, last, node=node))
                 break
             except (TimeoutError, RayError, OSError) as error:
                 if self._clock.monotonic() > deadline:

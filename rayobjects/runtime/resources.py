@@ -45,14 +45,21 @@ def selectors(info: ClassInfo) -> list[dict[str, str]]:
 
 
 def a_node_for(info: ClassInfo) -> str | None:
-    """The id of a node that could run the class's objects, were nothing in use; None if there is
-    none. Asks Ray; blocks for about a millisecond."""
+    """The id of a node that could run the class's objects, were nothing in use; "" if any could,
+    None if there is none. Asks Ray; blocks for about a millisecond."""
     if not asked(info) and selectors(info) == [{}]:
         return ""
-    for node in _nodes():
-        if _fits(asked(info), node["Resources"]) and _is_selected(info, node["Labels"]):
-            return str(node["NodeID"])
-    return None
+    return next(iter(nodes_for(info)), None)
+
+
+def nodes_for(info: ClassInfo) -> list[str]:
+    """The ids of all nodes that could run the class's objects, were nothing in use."""
+    wanted = asked(info)
+    return [
+        str(node["NodeID"])
+        for node in _nodes()
+        if _fits(wanted, node["Resources"]) and _is_selected(info, node["Labels"])
+    ]
 
 
 def check_possible(info: ClassInfo) -> None:

@@ -29,7 +29,7 @@ def gateway_id(unique: str) -> str:
     """The id of the gateway in this process; `unique` itself where it is no replica of Serve."""
     context = ray.get_runtime_context()
     name = context.get_actor_name() if context.get_actor_id() is not None else ""
-    if not name or not name.startswith(REPLICA) or context.namespace != SERVE_NAMESPACE:
+    if not name or not name.startswith(REPLICA):
         return unique
     return f"{unique}@{name.removeprefix(REPLICA)}"
 

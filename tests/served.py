@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,27 @@ class Served:
         target: the file or module.
         directory: for storage and log; also where its cluster is listed.
         port: the gateway's; a free one unless given.
+        options: further ones of the command.
+        variables: further ones of its environment, which win.
     """
 
-    def __init__(self, target: Path | str, directory: Path, port: int | None = None) -> None:
+    def __init__(
+        self,
+        target: Path | str,
+        directory: Path,
+        port: int | None = None,
+        *,
+        options: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.directory = directory
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.environment = surroundings(directory) | {"RAYOBJECTS_STORAGE": str(directory / "data")}
+        self.environment = (
+            surroundings(directory)
+            | {"RAYOBJECTS_STORAGE": str(directory / "data")}
+            | dict(variables or {})
+        )
         self.log = directory / "serve.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -59,6 +73,7 @@ class Served:
                     str(target),
                     "--port",
                     str(self.port),
+                    *options,
                 ],
                 stdout=subprocess.PIPE,
                 stderr=log,

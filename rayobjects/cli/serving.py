@@ -187,6 +187,10 @@ def _serve_attached(
         _say_where(application, settings, root)
         while not stop.wait(WATCH_S):
             _show(log)
+            if configuration.read_configuration() is None:
+                ours = False
+                note("Stopped by another process: `rayobjects down`, or the last one that served.")
+                return
     finally:
         if ours:  # else it failed beside what others run here
             with progress("Stopping"):

@@ -53,6 +53,7 @@ class Sockets:
         "_live",
         "_open",
         "_opened",
+        "_order",
         "_prepared",
         "_read",
         "_sends",
@@ -79,6 +80,8 @@ class Sockets:
         """Sockets that the call changed → what they were before, None if they were not there."""
         self._opened: dict[str, WebSocket] = {}
         """Sockets that the call opened."""
+        self._order: list[str] | None = None
+        """The ids in their order, before the call took the first one away."""
         self._read: dict[str, bool] = {}
         """Sockets whose attachment the call assigned (True) or read and may have changed."""
         self._sends: list[Send] = []
@@ -146,8 +149,8 @@ class Sockets:
     def auto_response(self, request: str | bytes, response: str | bytes | None) -> None:
         """From now on a message that equals `request` is answered with `response` by the gateway,
         for every socket of this object, and does not wake it. Durable; to say the same again costs
-        nothing, so `on_start` and `on_connect` are good places. The answer may overtake those to
-        messages that the object has to deal with.
+        nothing, so `on_connect` is a good place. The answer may overtake those to messages that
+        the object has to deal with.
 
         Args:
             request: text or bytes, at most 2 KiB.
@@ -291,6 +294,9 @@ class Sockets:
                 self._handles.pop(id, None)
             if before is not self._open.get(id):
                 self._put(id, before)
+        if self._order is not None:
+            self._open = {id: self._open[id] for id in self._order if id in self._open}
+            self._tagged = None
         for id in (*self._changed, *self._read):
             self._live.pop(id, None)
             self._baselines.pop(id, None)
@@ -318,6 +324,7 @@ class Sockets:
         self._opened.clear()
         self._read.clear()
         self._sends = []
+        self._order = None
         self._prepared = None
         self.touched = False
 
@@ -351,6 +358,8 @@ class Sockets:
             for tag in new:
                 self._tagged.setdefault(tag, {})[id] = None
         if change is None:
+            if self._order is None:
+                self._order = list(self._open)
             self._open.pop(id, None)
         else:
             self._open[id] = change

@@ -85,6 +85,23 @@ def test_rollback_drops_everything() -> None:
     assert [send.gateway for send in live.changes.sends] == ["g1"]
 
 
+def test_rollback_keeps_the_order() -> None:
+    live = room(("a", "g1"), ("b", "g1"), ("c", "g1"))
+    live.call(lambda r: [ws.tag("x") for ws in r.sockets])
+
+    def fail(r: Room) -> None:
+        r.sockets.get("a").close()
+        r.sockets.opened(SocketEvent("d", "g1"))
+        r.sockets.get("d").close()
+        assert [ws.id for ws in r.sockets("x")] == ["b", "c"]
+        raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011  (raised just above)
+        live.call(fail)
+    assert [ws.id for ws in live.instance.sockets] == ["a", "b", "c"]
+    assert [ws.id for ws in live.instance.sockets(tag="x")] == ["a", "b", "c"]
+
+
 def test_closing() -> None:
     live = room(("a", "g1"), ("b", "g1"))
 

@@ -155,11 +155,16 @@ def test_close_codes_of_clients() -> None:
         async with connect(url) as client:
             await client.close(1000)
         client = await connect(url)
-        client.transport.abort()  # no close frame at all
+        client.protocol.send_close()  # a close frame without a code
+        client.transport.write(b"".join(client.protocol.data_to_send()))
         await until(lambda: len(room.events("on_close")) == 3)
+        client = await connect(url)
+        client.transport.abort()  # no close frame at all
+        await until(lambda: len(room.events("on_close")) == 4)
         assert [(event.code, event.data) for event in room.events("on_close")] == [
             (4001, b"done for today"),
             (1000, b""),
+            (1005, b""),
             (1006, b"connection lost"),
         ]
 

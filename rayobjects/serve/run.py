@@ -47,6 +47,10 @@ for each ping."""
 
 SHUTDOWN_S = 10.0
 
+POLLING_S = 0.1
+"""How often Serve's client looks whether the gateway runs; its own default is a second, of which
+half is lost on average."""
+
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 Connect = Callable[[], Awaitable[Router]]
@@ -111,6 +115,7 @@ def start_gateway(
     )
     # Serve tells its own story on standard error; what went wrong is in the exceptions.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    ray.serve._private.client.CLIENT_POLLING_INTERVAL_S = POLLING_S
     try:
         serve.start(
             proxy_location=ProxyLocation.HeadOnly,

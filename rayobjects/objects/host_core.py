@@ -125,7 +125,7 @@ class HostCore:
 
     async def deliver(self, batch: Batch) -> Replies:
         """Takes a batch of calls from a channel."""
-        if self.failed is not None:
+        if self._has_failed():
             return Replies([], stale=True)
         self.now = self.clock.now()
         channel = self.channels.get(batch.channel)
@@ -140,11 +140,18 @@ class HostCore:
     async def poll(self, poll: Poll) -> Replies:
         """Takes a standing request from a channel."""
         channel = self.channels.get(poll.channel)
-        if self.failed is not None or channel is None:
+        if self._has_failed() or channel is None:
             return Replies([], stale=True)
         self.now = self.clock.now()
         self._heard(poll.channel, channel)
         return await channel.poll(poll)
+
+    def _has_failed(self) -> bool:
+        """Also a ledger fails by itself: in a fold, or when it looks whether it is still the
+        owner. Then nothing of this core is of use, whether it has a commit under way or not."""
+        if self.failed is None and self.ledger.failed is not None:
+            self.fail(self.ledger.failed)
+        return self.failed is not None
 
     def submit(self, call: Call, respond: Respond, explicit: bool, resent: bool) -> None:
         """Runs a call on its object.

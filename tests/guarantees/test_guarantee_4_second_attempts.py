@@ -9,6 +9,7 @@ import pytest
 from guarantee_objects import Counter, run
 
 from rayobjects.errors import StorageFailed
+from rayobjects.storage.ownership import Ownership
 from rayobjects.testing import FaultyFiles, LocalHost
 
 
@@ -61,5 +62,32 @@ def test_guarantee_4_a_recovery_does_not_build_on_what_a_dead_one_left(
             assert seen in (5, 6)
             await host.crash()
             assert await stub.read.remote() == seen
+
+    run(main)
+
+
+@pytest.mark.parametrize("what", ["fold", "look"])
+def test_guarantee_4_a_shard_that_failed_by_itself_is_opened_again_by_the_next_call(
+    tmp_path: object, what: str
+) -> None:
+    """No commit was under way that could have told; and the object is not live either, so that
+    nothing but its loading asks the storage."""
+
+    async def main() -> None:
+        files = FaultyFiles(str(tmp_path))
+        async with LocalHost([Counter], files=files) as host:
+            stub = host.get(Counter, "a")
+            assert await stub.increment.remote(5) == 5
+            await host.evict(stub)
+            if what == "fold":
+                files.fail("sync_directory", errno.EIO)
+                with pytest.raises(StorageFailed):
+                    await host.fold()
+            else:
+                Ownership.claim(FaultyFiles(str(tmp_path), beside=files), ".").release()
+                await host.sweep()
+            assert host.shard is not None
+            assert host.shard.failed is not None
+            assert await stub.read.remote() == 5
 
     run(main)

@@ -39,6 +39,7 @@ from machine_report import files_report
 import rayobjects as ro
 from rayobjects.errors import MethodError, StorageFailed
 from rayobjects.messages import OK
+from rayobjects.storage.ownership import Ownership
 from rayobjects.testing import FaultyFiles, LocalHost, LocalSocket, LocalStub
 
 T = TypeVar("T")
@@ -365,6 +366,14 @@ class Disasters(RuleBasedStateMachine):
     def process_dies(self) -> None:
         self.note("the process dies")
         self.run(self.host.kill())
+
+    @rule()
+    def another_host_takes_over(self) -> None:
+        """It claims the shard, and dies before it does anything more: the one before must notice,
+        and a process of its own must be the next to open it."""
+        self.note("another host takes over")
+        files = FaultyFiles(self.directory.name, beside=self.host.files)
+        Ownership.claim(files, ".").release()
 
     @rule(step=st.sampled_from(["sync", "write"]), error=st.sampled_from([errno.EIO, errno.ENOSPC]))
     def disk_fails(self, step: str, error: int) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rayobjects.objects.fields import durable
     from rayobjects.objects.http import Request, Response
     from rayobjects.objects.model import DurableObject, internal
+    from rayobjects.objects.retrying import retries
+    from rayobjects.objects.scheduling import Schedule
     from rayobjects.objects.websocket import WebSocket
     from rayobjects.runtime.client import deploy, init, namespace, shutdown
     from rayobjects.runtime.stubs import Namespace, Stub
@@ -38,6 +40,7 @@ _HOMES = {
     "RayObjectsError": "rayobjects.errors",
     "Request": "rayobjects.objects.http",
     "Response": "rayobjects.objects.http",
+    "Schedule": "rayobjects.objects.scheduling",
     "StorageFailed": "rayobjects.errors",
     "Stub": "rayobjects.runtime.stubs",
     "Unavailable": "rayobjects.errors",
@@ -47,6 +50,7 @@ _HOMES = {
     "init": "rayobjects.runtime.client",
     "internal": "rayobjects.objects.model",
     "namespace": "rayobjects.runtime.client",
+    "retries": "rayobjects.objects.retrying",
     "shutdown": "rayobjects.runtime.client",
 }
 
@@ -62,6 +66,7 @@ __all__ = [
     "RayObjectsError",
     "Request",
     "Response",
+    "Schedule",
     "StorageFailed",
     "Stub",
     "Unavailable",
@@ -71,6 +76,7 @@ __all__ = [
     "init",
     "internal",
     "namespace",
+    "retries",
     "shutdown",
 ]
 

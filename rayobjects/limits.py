@@ -107,6 +107,18 @@ PROMISES_MAX = 1_000_000
 SCHEDULES_MAX = 10_000
 """Schedules of one object: they are loaded with it."""
 
+TOLD_MAX = 10_000
+"""Messages of one object that are not delivered yet; beyond, its calls that tell more fail."""
+
+FIRINGS_AT_ONCE_MAX = 100
+"""Calls of schedules that are under way in a host at once, so that what came due while it was down
+does not crowd out everybody else."""
+
+LOOP_FIRINGS = 1_000
+LOOP_WITHIN_S = 10.0
+"""An object that its schedules call so often within so long is reported: it probably plans itself
+anew at once."""
+
 FINISHED_CALLS_MAX = 1_000_000
 """Finished calls that a shard keeps; beyond, calls with an Idempotency-Key are refused until the
 oldest leave their window. About 300 MB."""

@@ -19,6 +19,8 @@ SOCKET = 2
 """`on_connect`, `on_message`, `on_close`: arguments are a `SocketEvent`, the reply is empty."""
 REQUEST = 3
 """`on_request`: arguments are an `HttpRequest`, the reply is an `HttpResponse`."""
+SCHEDULED = 5
+"""A schedule is due: the arguments say which, and the object knows what it had planned."""
 SYSTEM = 4
 """The runtime's own methods (`state`, `delete`): arguments and reply are JSON."""
 
@@ -46,6 +48,8 @@ class Call(msgspec.Struct, array_like=True, gc=False):
             the id of a child call.
         encoding: PICKLE, JSON, SOCKET, REQUEST or SYSTEM: how `args` and the reply are encoded.
         chain: the ids (`Class/name`) of the objects that wait for this call, outermost first.
+        held: another object makes this call, and says when it will not ask again.
+        arguments_hash: of what is called with which arguments, where `id` is given; else 0.
     """
 
     number: int
@@ -56,6 +60,8 @@ class Call(msgspec.Struct, array_like=True, gc=False):
     args: bytes
     id: str = ""
     chain: tuple[str, ...] = ()
+    held: bool = False
+    arguments_hash: int = 0
 
 
 class Reply(msgspec.Struct, array_like=True, gc=False):

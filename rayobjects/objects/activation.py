@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 
 from rayobjects import messages
 from rayobjects.errors import (
-    Deadlock,
     InvalidCall,
     MethodError,
     Overloaded,
@@ -36,8 +35,10 @@ from rayobjects.errors import (
     to_wire,
 )
 from rayobjects.ids import ObjectId
-from rayobjects.limits import CALL_BYTES_MAX, CHAIN_DEPTH_MAX, CHAIN_WAIT_S, WAITING_CALLS_MAX
-from rayobjects.messages import ERROR, OK, PICKLE, REDIRECT, SOCKET, Call
+from rayobjects.limits import CALL_BYTES_MAX, CHAIN_WAIT_S, WAITING_CALLS_MAX
+from rayobjects.messages import ERROR, OK, PICKLE, REDIRECT, SCHEDULED, SOCKET, Call
+from rayobjects.objects import scheduling
+from rayobjects.objects.chains import chain_error, waited_too_long
 from rayobjects.objects.commit import Aborted, Commit, Redirected, Respond
 from rayobjects.objects.context import CallContext, current_call
 from rayobjects.objects.hooks import run_hook, start
@@ -118,9 +119,9 @@ class Activation:
             respond(ERROR, to_wire(error, with_cause=False), 0)
             return
         if call.chain:
-            chain_error = self._chain_error(call)
-            if chain_error is not None:
-                respond(ERROR, to_wire(chain_error, with_cause=False), 0)
+            circle = chain_error(self.id, call)
+            if circle is not None:
+                respond(ERROR, to_wire(circle, with_cause=False), 0)
                 return
         self._queue.append((call, respond))
         if call.chain:
@@ -132,10 +133,7 @@ class Activation:
             if entry[0] is call:
                 assert self._queue is not None
                 self._queue.remove(entry)
-                error = Deadlock(
-                    f"{self._target(call)} has waited {CHAIN_WAIT_S:g} s for its turn, called by "
-                    f"{call.chain[-1]}: the two may be waiting for each other"
-                )
+                error = waited_too_long(self.id, call)
                 entry[1](ERROR, to_wire(error, with_cause=False), 0)
                 return
 
@@ -160,16 +158,17 @@ class Activation:
         invocation: Invocation | None = None
         try:
             if call.chain:
-                chain_error = self._chain_error(call)
-                if chain_error is not None:
-                    raise chain_error
+                circle = chain_error(self.id, call)
+                if circle is not None:
+                    raise circle
             assert self.object_class is not None
             invocation = invocation_of(call, self)
         except RayObjectsError as error:
             body = to_wire(error, with_cause=call.encoding == PICKLE)
             self._reply_unwritten(ERROR, body, respond)
             return True
-        context = CallContext(call.id, call.chain, self)
+        begun = self.host.intents.begun(self.id, call.id) if call.id else None
+        context = CallContext(call, self, begun)
         self.state.begin()
         if invocation.is_async or self.host.on_lane or not self.state.whole:
             self._task = asyncio.ensure_future(self._run_slowly(call, invocation, context, respond))
@@ -228,6 +227,10 @@ class Activation:
         try:
             if self.state.aborted is not None:
                 raise Aborted(self.state.aborted)  # whoever has caught it
+            if context.begun is not None:
+                context.begun.check_end()
+            if call.encoding == SCHEDULED:
+                scheduling.ended(self, call)
             changes = self.state.changes()
             status, body = encode_result(call, invocation, result)
             if len(body) > CALL_BYTES_MAX:
@@ -237,11 +240,13 @@ class Activation:
                 )
             if changes:
                 if changes.sends:
-                    self.host.check_outboxes(changes.sends)
+                    self.host.gateways.check_outboxes(changes.sends)
+                if changes.promises:
+                    self.host.check_told(self.id, changes.promises)
                 record = Record(
                     self.id.class_name,
                     self.id.name,
-                    context.call_id,
+                    call.id,
                     status,
                     body,
                     self.host.now,
@@ -250,8 +255,9 @@ class Activation:
                     changes.delete,
                     changes.sockets,
                     changes.sends,
+                    promises=changes.promises,
                 )
-                self.commit(record, context, respond, status, body)
+                self.commit_end(record, context, respond)
                 self.state.commit()
                 return
         except BaseException as error:  # also a __reduce__ or model_dump of the user's that raises
@@ -272,6 +278,11 @@ class Activation:
             return
         self.state.rollback()
         wrapped: RayObjectsError
+        if context.begun is not None:
+            try:
+                context.begun.check_end()
+            except InvalidCall as stopped:
+                error = stopped
         if self.state.aborted is not None:
             self.outdated = True
             text = f"{self._target(call)} was ended by abort: {self.state.aborted}"
@@ -285,6 +296,8 @@ class Activation:
         if call.encoding == SOCKET and call.method == "on_close":
             self._close_alone(call, context, respond, wrapped)
             return
+        if call.encoding == SCHEDULED and scheduling.raised(self, context, respond, wrapped):
+            return
         self._reply(ERROR, to_wire(wrapped, with_cause=call.encoding == PICKLE), context, respond)
 
     def _close_alone(
@@ -296,9 +309,9 @@ class Activation:
         self.state.begin()
         self.sockets.closed(messages.decode_socket_event(call.args).socket)
         changes = self.state.changes()
-        record = Record(*self.id, context.call_id, OK, b"", self.host.now, sockets=changes.sockets)
+        record = Record(*self.id, call.id, OK, b"", self.host.now, sockets=changes.sockets)
         try:
-            self.commit(record, context, respond, OK, b"")
+            self.commit_end(record, context, respond)
         except RayObjectsError as failure:
             self.state.rollback()
             self._reply_unwritten(ERROR, to_wire(failure, with_cause=False), respond)
@@ -308,14 +321,26 @@ class Activation:
     def _reply(self, status: int, body: bytes, context: CallContext, respond: Respond) -> None:
         """Replies to a call that changed nothing here. If it called others, its reply is journaled
         all the same: a repetition must not call them again once their replies are forgotten."""
-        if context.made_calls and context.call_id:
-            record = Record(*self.id, context.call_id, status, body, self.host.now)
+        if context.made_calls and context.call.id:
+            record = Record(*self.id, context.call.id, status, body, self.host.now)
             try:
-                self.commit(record, context, respond, status, body)
+                self.commit_end(record, context, respond)
             except RayObjectsError as error:
                 self._reply_unwritten(ERROR, to_wire(error, with_cause=False), respond)
+                if context.begun is not None and context.begun.intent is not None:
+                    self.host.intents.later(self.id, context.call.id)
         else:
             self._reply_unwritten(status, body, respond)
+
+    def commit_end(self, record: Record, context: CallContext, respond: Respond) -> None:
+        """Commits the record with which a call ends."""
+        call, begun = context.call, context.begun
+        record.held = call.held
+        record.arguments_hash = call.arguments_hash
+        if begun is not None and begun.intent is not None:
+            ending = begun.failed(begun.diverged) if begun.diverged else begun.taken_back()
+            record.promises = [*record.promises, *ending]
+        self.commit(record, context, respond, record.status, record.reply)
 
     def _reply_unwritten(self, status: int, body: bytes, respond: Respond) -> None:
         """Replies to a call that wrote nothing, when all that it may have seen is on disk."""
@@ -466,16 +491,3 @@ class Activation:
 
     def _target(self, call: Call) -> str:
         return f"{self.shown}.{call.method}"
-
-    def _chain_error(self, call: Call) -> RayObjectsError | None:
-        if str(self.id) in call.chain:
-            circle = " → ".join((*call.chain, str(self.id)))
-            return Deadlock(
-                f"{circle} wait for each other in a circle: let one answer without the other"
-            )
-        if len(call.chain) >= CHAIN_DEPTH_MAX:
-            return InvalidCall(
-                f"{self._target(call)} is called through {len(call.chain)} objects that wait for "
-                f"each other; at most {CHAIN_DEPTH_MAX} may"
-            )
-        return None

@@ -54,7 +54,7 @@ class Closings:
         for (entry, gateway), (due, delay_s) in list(self._again.items()):
             if due <= now:
                 del self._again[entry, gateway]
-                if entry in self._core.sockets.get(gateway, ()):
+                if entry in self._core.gateways.sockets.get(gateway, ()):
                     self._tell(entry, gateway, min(delay_s, RETRY_MAX_S))
 
     def _tell(self, entry: Entry, gateway: str, delay_s: float) -> None:
@@ -70,7 +70,7 @@ class Closings:
             if status == ERROR and not is_final(body):
                 self._again[entry, gateway] = (self._core.clock.monotonic() + delay_s, delay_s * 2)
                 return
-            held = self._core.sockets.get(gateway)
+            held = self._core.gateways.sockets.get(gateway)
             if held is not None:
                 held.discard(entry)
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from rayobjects.errors import StorageFailed, to_wire
 from rayobjects.messages import ERROR
-from rayobjects.objects.context import CallContext
 from rayobjects.storage.records import Record
 
 if TYPE_CHECKING:
     from rayobjects.objects.activation import Activation
+    from rayobjects.objects.context import CallContext
 
 Respond = Callable[[int, bytes, int], None]
 """Takes (OK, ERROR or REDIRECT; body; sequence of the record or 0). Called exactly once."""
@@ -60,8 +60,9 @@ class Commit:
             if error is None:
                 activation.settled()
         if error is None:
-            if self.record.sends or self.record.sockets or self.record.delete:
-                activation.host.committed(self.record, sequence)
+            record = self.record
+            if record.sends or record.sockets or record.promises or record.delete:
+                activation.host.committed(record, sequence)
             self.respond(self.status, self.body, sequence)
             if self.context is not None:
                 self.context.ended()

@@ -10,64 +10,133 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from rayobjects.ids import ObjectId
+from rayobjects.messages import Call
+from rayobjects.objects import intents
+from rayobjects.objects.arguments import hash_of
+from rayobjects.objects.promised import told_to
+from rayobjects.randomness import Random, seeded
 
+if TYPE_CHECKING:
+    from rayobjects.objects.activation import Activation
 
-class Syncing(Protocol):
-    """What a context needs of its activation."""
-
-    id: ObjectId
-
-    def after_sync(self, send: Callable[[], None]) -> None: ...
+NO_CALL = Call(0, "", "", "", 0, b"")
+"""Stands for what the runtime runs by itself (on_start, on_stop)."""
 
 
 class CallContext:
     """What a call hands down to the calls that it makes.
 
     Attributes:
-        call_id: the id of the running call; "" where the call has none (on_start, on_stop).
+        call: the running call; its id is "" where it has none.
+        now: when it first began, in seconds since the epoch.
+        begun: what is journaled of it; None until it calls another object.
     """
 
-    __slots__ = ("_activation", "_children", "_ended", "_names", "_outer", "_position", "call_id")
+    __slots__ = (
+        "_children",
+        "_ended",
+        "_names",
+        "_position",
+        "_random",
+        "activation",
+        "begun",
+        "call",
+        "now",
+    )
 
-    def __init__(self, call_id: str, outer: tuple[str, ...], activation: Syncing) -> None:
-        self.call_id = call_id
-        self._outer = outer
-        self._activation = activation
+    def __init__(
+        self, call: Call, activation: Activation, begun: intents.Begun | None = None
+    ) -> None:
+        self.call = call
+        self.activation = activation
+        self.begun = begun
+        self.now = activation.host.now if begun is None else begun.now
         self._children: list[Callable[[], None]] | None = None
         self._ended = False
         self._position = 0
         self._names = 0
+        self._random: Random | None = None
+
+    @property
+    def call_id(self) -> str:
+        """The id of the running call; "" where it has none."""
+        return self.call.id
 
     @property
     def chain(self) -> tuple[str, ...]:
         """The objects that wait, outermost first, with the running one last."""
-        return (*self._outer, str(self._activation.id))
+        return (*self.call.chain, str(self.activation.id))
+
+    @property
+    def random(self) -> Random:
+        """Random numbers that are the same ones in a repetition of the call."""
+        if self._random is None:
+            seed = self.call.id or self.activation.host.new_promise_key()
+            self._random = seeded(f"{self.activation.id}\0{seed}")
+        return self._random
 
     def child_id(self) -> str:
         """The id of the next call that this call makes: it follows from its own id and position,
         so that a repetition of the call makes the same ones."""
         self._position += 1
-        return f"{self.call_id}/{self._position}" if self.call_id else ""
+        if not self.call.id:
+            return ""
+        return f"{intents.child_base(self.activation.id, self.call.id)}/{self._position}"
+
+    def adopt(self, call: Call, values: Any) -> None:
+        """Makes a call one that this call makes.
+
+        Args:
+            values: its arguments.
+        """
+        call.id = self.child_id()
+        call.chain = self.chain
+        if call.id:
+            call.held = True
+            call.arguments_hash = hash_of(call.method, values)
+
+    def tell(self, class_name: str, name: str, method: str, args: bytes, values: Any) -> None:
+        """Adds a message for another object to what the call does.
+
+        Args:
+            args: pickled `(args, kwargs)`; `values` is the same, not pickled.
+        """
+        activation = self.activation
+        activation.state.check_running()
+        activation.state.promised.put(
+            told_to(
+                activation.host.new_promise_key(),
+                class_name,
+                name,
+                method,
+                args,
+                self.now,
+                hash_of(method, values),
+            )
+        )
+
+    def leave(self, call: Call, send: Callable[[], None], replied: Callable[[Any], None]) -> None:
+        """Runs `send`, which sends a call that this one makes, once everything is on disk that the
+        object has committed (guarantee 4), and that this call is made (guarantee 5)."""
+        if self.call.id:
+            intents.leave(self.activation, self, call, send, replied)
+        else:
+            self.activation.after_sync(send)
 
     def new_name(self) -> str:
         """A random name, the same one in a repetition of the call; "" where the call has no id."""
-        if not self.call_id:
+        if not self.call.id:
             return ""
         self._names += 1
-        text = f"{self._activation.id}\0{self.call_id}\0{self._names}"
+        text = f"{self.activation.id}\0{self.call.id}\0{self._names}"
         return blake2b(text.encode(), digest_size=16).hexdigest()
 
     @property
     def made_calls(self) -> bool:
         """Whether the call has called other objects."""
         return self._position > 0
-
-    def after_sync(self, send: Callable[[], None]) -> None:
-        """Runs `send` once everything that the object has committed is on disk (guarantee 4)."""
-        self._activation.after_sync(send)
 
     def add_child(self, acknowledge: Callable[[], None]) -> None:
         """A child has replied; `acknowledge` lets its host forget that, once this call ended."""

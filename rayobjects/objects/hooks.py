@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from rayobjects.errors import RayObjectsError
 from rayobjects.messages import OK
 from rayobjects.objects.commit import no_reply
-from rayobjects.objects.context import CallContext, current_call
+from rayobjects.objects.context import NO_CALL, CallContext, current_call
 from rayobjects.objects.invocation import Invocation
 from rayobjects.storage.records import Loaded, Record
 
@@ -64,7 +64,7 @@ async def run_hook(activation: Activation, name: str, *arguments: object) -> Non
     if function is None:
         return
     state = activation.state
-    context = CallContext("", (), activation)
+    context = CallContext(NO_CALL, activation)
     current_call.set(context)
     state.begin()
     try:
@@ -78,6 +78,7 @@ async def run_hook(activation: Activation, name: str, *arguments: object) -> Non
                 delete=changes.delete,
                 sockets=changes.sockets,
                 sends=changes.sends,
+                promises=changes.promises,
             )
             activation.commit(record, context, no_reply, OK, b"")
         else:

@@ -45,7 +45,7 @@ class HostChannel:
         self.heard_at = core.clock.monotonic()
         self.given_up = False
         """A gateway's that was silent for so long that its sockets were closed."""
-        self._held_before: set[tuple[str, str, str]] = set(core.sockets.get(channel, ()))
+        self._held_before: set[tuple[str, str, str]] = set(core.gateways.sockets.get(channel, ()))
         self._next_index = 0
         self._held: dict[int, tuple[Batch, asyncio.Future[None]]] = {}
         self._unacknowledged: dict[int, Reply] = {}
@@ -89,7 +89,7 @@ class HostChannel:
         self.session = session
         self._next_index = 0
         self._ready = []
-        self._held_before = set(self._core.sockets.get(self.channel, ()))
+        self._held_before = set(self._core.gateways.sockets.get(self.channel, ()))
         held, self._held = self._held, {}
         for _, turn in held.values():
             turn.set_result(None)
@@ -184,12 +184,12 @@ class HostChannel:
         """Keeps a standing request until there is something for it, for POLL_S at most."""
         if self._gone or poll.session != self.session:
             return Replies([], stale=True)
-        outbox = self._core.outbox_for_poll(poll)
+        outbox = self._core.gateways.outbox_for_poll(poll)
         unknown: list[tuple[str, str, str]] = []
         if poll.sockets is not None:
             self.given_up = False
             before, self._held_before = self._held_before, set()
-            unknown = self._core.sockets_told(self.channel, before, poll.sockets)
+            unknown = self._core.gateways.sockets_told(self.channel, before, poll.sockets)
         if self._poll is not None and not self._poll.done():
             self._poll.set_result(None)  # the other end has given up on that one
         if not (self._ready or len(outbox or ()) or unknown or self.given_up):
@@ -202,7 +202,7 @@ class HostChannel:
             if self._poll is not waiter:
                 return Replies([], self._late, self._core.incarnation, [], poll.pushed)
             self._poll = None
-            outbox = self._core.outboxes.get(self.channel)
+            outbox = self._core.gateways.outboxes.get(self.channel)
         answer = self._answer(poll.session)
         if not answer.stale:
             answer.tell, answer.unknown = self.given_up, unknown

@@ -13,39 +13,45 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Protocol
 
 from rayobjects.clock import Clock
-from rayobjects.errors import MethodError, Overloaded, StorageFailed, to_wire
+from rayobjects.errors import (
+    MethodError,
+    Overloaded,
+    RayObjectsError,
+    StorageFailed,
+    to_wire,
+)
 from rayobjects.ids import ObjectId
 from rayobjects.limits import (
     ACTIVATIONS_MAX,
     FINISHED_CALLS_MAX,
     FINISHED_WINDOW_S,
-    GATEWAY_SILENT_S,
-    GATEWAY_SUSPECT_S,
-    OUTBOX_MESSAGES_MAX,
     STALLED_S,
+    TOLD_MAX,
 )
 from rayobjects.messages import (
     ERROR,
+    JSON,
     Batch,
     Call,
     Poll,
-    Push,
     Replies,
-    Send,
 )
+from rayobjects.objects import arguments
 from rayobjects.objects.activation import Activation
 from rayobjects.objects.catalog import ObjectClass
-from rayobjects.objects.closings import Closings
 from rayobjects.objects.commit import Redirected, Respond
+from rayobjects.objects.courier import Courier, Submit
+from rayobjects.objects.gateways import Gateways
 from rayobjects.objects.host_channel import HostChannel
+from rayobjects.objects.intents import Intents
 from rayobjects.objects.lane import Lane
 from rayobjects.objects.ledger import Ledger
-from rayobjects.objects.outbox import Outbox
-from rayobjects.storage.records import Record
+from rayobjects.objects.scheduler import Scheduler
+from rayobjects.randomness import seeded
+from rayobjects.storage.records import INTENT, SCHEDULE, STEP, TELL, Promise, Record
 
 logger = logging.getLogger("rayobjects")
 
@@ -70,7 +76,9 @@ class HostCore:
         on_lane: methods run on the lane, so that one which blocks for long does not keep the host
             from answering.
         suspect: is told of each gateway that is silent, again and again; to look whether its
-            process lives, and to call `gateway_died` if not.
+            process lives, and to call `gateways.died` if not.
+        submit: sends calls, of objects to others, to whatever host has them.
+        wake: sees to it that an object with an actor of its own lives.
     """
 
     def __init__(
@@ -85,6 +93,8 @@ class HostCore:
         on_lane: bool = False,
         activations_max: int = ACTIVATIONS_MAX,
         suspect: Callable[[str], None] | None = None,
+        submit: Submit,
+        wake: Callable[[ObjectId], None] | None = None,
     ) -> None:
         self.ledger = ledger
         self.clock = clock
@@ -95,31 +105,46 @@ class HostCore:
         self.idle_s = idle_s
         self.activations: dict[tuple[str, str], Activation] = {}
         self.channels: dict[str, HostChannel] = {}
-        self.outboxes: dict[str, Outbox] = {}
-        self.sockets: dict[str, set[tuple[str, str, str]]] = {}
         self.failed: StorageFailed | None = None
+        self.released = False
         self._activations_max = activations_max
-        self._suspect = suspect
-        self._closings = Closings(self)
-        self._dead: set[str] = set()  # gateways whose process has ended
         self._classes = classes
         self._owns = owns
-        self._by_id: dict[tuple[str, str, str], list[Respond]] = {}
+        self._wake = wake
+        self._promise_keys = 0
+        self.random = seeded(incarnation)
+        self.intents = Intents(self)
+        self.scheduler = Scheduler(self)
+        self.courier = Courier(self, submit)
+        self._by_id: dict[tuple[str, str, str], _UnderWay] = {}
         self._confirms: list[Confirmed] = []
-        self._counted = 0  # the highest count of an outbox that was given up
         self._empty = asyncio.Event()
-        self._started_at = clock.monotonic()
-        self._swept_at = self._started_at
-        for id, socket, gateway in ledger.sockets():
-            if not owns(id, None):
-                continue  # its own actor has it
-            self.sockets.setdefault(gateway, set()).add((*id, socket))
-        for pending in ledger.pending():
-            if not owns(ObjectId(pending.class_name, pending.name), None):
-                continue
-            for index, send in enumerate(pending.sends):
-                push = Push(pending.class_name, pending.name, pending.sequence, index, send)
-                self._outbox(send.gateway).add(push)
+        self._swept_at = clock.monotonic()
+        self.gateways = Gateways(self, suspect)
+
+    def begin(self) -> None:
+        """Takes up what the objects have promised. To be called once, before any call comes in:
+        calls that were begun go first."""
+        promises = self.ledger.promises()
+        for id, promise in promises:
+            if promise.kind == INTENT:
+                self._promised(id, promise)
+        for id, promise in promises:
+            if promise.kind != INTENT:
+                self._promised(id, promise)
+
+    def _promised(self, id: ObjectId, promise: Promise) -> None:
+        """A promise that is on disk."""
+        if promise.kind == SCHEDULE:
+            self.scheduler.add(id, promise)
+        elif promise.failed or not promise.open or promise.kind == STEP:
+            return
+        elif not self.owns(id):
+            self.wake(id)  # its own actor keeps it
+        elif promise.kind == TELL:
+            self.courier.add(id, promise)
+        else:
+            self.intents.run_again(id, promise)
 
     # -- what comes in ------------------------------------------------------------------------
 
@@ -134,7 +159,7 @@ class HostCore:
                 return Replies([], stale=True)
             channel = HostChannel(self, batch.channel, batch.session)
             self.channels[batch.channel] = channel
-        self._heard(batch.channel, channel)
+        self.gateways.heard(batch.channel, channel)
         return await channel.deliver(batch)
 
     async def poll(self, poll: Poll) -> Replies:
@@ -143,7 +168,7 @@ class HostCore:
         if self._has_failed() or channel is None:
             return Replies([], stale=True)
         self.now = self.clock.now()
-        self._heard(poll.channel, channel)
+        self.gateways.heard(poll.channel, channel)
         return await channel.poll(poll)
 
     def _has_failed(self) -> bool:
@@ -161,22 +186,30 @@ class HostCore:
             resent: an earlier process may have finished it.
         """
         key = (call.class_name, call.name)
+        if explicit and call.encoding == JSON and not call.arguments_hash:
+            call.arguments_hash = arguments.hash_of_json(call.method, call.args)
         if explicit or resent:
             finished = self.ledger.finished(ObjectId(*key), call.id)
             if finished is not None:
-                respond(finished.status, finished.reply, finished.sequence)
+                if arguments.differ(finished.arguments_hash, call.arguments_hash):
+                    respond(ERROR, to_wire(arguments.reused(call.id), with_cause=False), 0)
+                else:
+                    respond(finished.status, finished.reply, finished.sequence)
+                return
+            under_way = self._by_id.get((*key, call.id)) if self._by_id else None
+            if under_way is not None:
+                if arguments.differ(under_way.arguments_hash, call.arguments_hash):
+                    respond(ERROR, to_wire(arguments.reused(call.id), with_cause=False), 0)
+                else:
+                    under_way.append(respond)
                 return
         if explicit:
             by_id = (*key, call.id)
-            others = self._by_id.get(by_id)
-            if others is not None:
-                others.append(respond)
-                return
             if len(self._by_id) >= FINISHED_CALLS_MAX:
                 error = Overloaded("too many calls are under way: back off and try again")
                 respond(ERROR, to_wire(error, with_cause=False), 0)
                 return
-            self._by_id[by_id] = [respond]
+            self._by_id[by_id] = _UnderWay(call.arguments_hash, respond)
             respond = _RespondAll(self._by_id, by_id)
         self.resubmit(call, respond)
 
@@ -191,11 +224,61 @@ class HostCore:
             self.activations[key] = activation
         activation.submit(call, respond)
 
-    def submit_socket_close(self, class_name: str, name: str, socket: str, gateway: str) -> None:
-        """A socket is gone though its gateway never said so."""
-        self._closings.close((class_name, name, socket), gateway)
+    # -- for activations and their promises -----------------------------------------------------
 
-    # -- for activations ------------------------------------------------------------------------
+    def owns(self, id: ObjectId) -> bool:
+        """Whether the object lives here, as far as that is known without its class."""
+        return self._owns(id, None)
+
+    def wake(self, id: ObjectId) -> None:
+        """An object with an actor of its own has something to do: sees to it that it lives."""
+        if self._wake is not None:
+            self._wake(id)
+
+    def new_promise_key(self) -> str:
+        """A key that no other promise has."""
+        self._promise_keys += 1
+        return f"{self.incarnation}.{self._promise_keys}"
+
+    def later(self, delay_s: float, run: Callable[[], None]) -> None:
+        """Runs something after a pause, if the host still lives then."""
+
+        def due() -> None:
+            if self.failed is None and not self.released:
+                run()
+
+        asyncio.get_running_loop().call_later(delay_s, due)
+
+    def note(self, record: Record) -> None:
+        """Writes something that nobody waits for."""
+
+        def noted(error: StorageFailed | None, sequence: int) -> None:
+            if error is not None:
+                self.fail(error)
+
+        try:
+            self.ledger.commit(record, noted)
+        except RayObjectsError as error:  # it stays as it was, and is found again
+            self.report(error.message)
+
+    def promised_elsewhere(self, record: Record) -> None:
+        """An object with an actor of its own has written this: it may have to be woken in time."""
+        for promise in record.promises:
+            if promise.kind == SCHEDULE:
+                self.scheduler.add(ObjectId(record.class_name, record.name), promise)
+
+    @property
+    def has_errands(self) -> bool:
+        """Whether something is under way that no activation shows."""
+        return self.courier.busy
+
+    def check_told(self, id: ObjectId, promises: list[Promise]) -> None:
+        """Raises Overloaded where too many messages of an object are not delivered yet."""
+        told = sum(promise.kind == TELL and promise.open for promise in promises)
+        if told and self.courier.waiting(id) + told > TOLD_MAX:
+            raise Overloaded(
+                f"{TOLD_MAX:,} messages that {id} has told others are not delivered yet: back off"
+            )
 
     async def class_for(self, id: ObjectId) -> ObjectClass:
         """The class of an object that is to live here.
@@ -229,34 +312,12 @@ class HostCore:
         self.ledger.confirm(done)
 
     def committed(self, record: Record, sequence: int) -> None:
-        """A record with sockets or socket messages is on disk: the messages may leave."""
-        if record.delete:
-            for held in self.sockets.values():
-                held.difference_update(
-                    [entry for entry in held if entry[:2] == (record.class_name, record.name)]
-                )
-        for change in record.sockets:
-            held = self.sockets.setdefault(change.gateway, set())
-            entry = (record.class_name, record.name, change.socket)
-            if change.open:
-                held.add(entry)
-            else:
-                held.discard(entry)
-        for index, send in enumerate(record.sends):
-            push = Push(record.class_name, record.name, sequence, index, send)
-            self._outbox(send.gateway).add(push)
-            channel = self.channels.get(send.gateway)
-            if channel is not None:
-                channel.wake()
-
-    def check_outboxes(self, sends: list[Send]) -> None:
-        """Raises Overloaded where a gateway is too far behind to be sent more."""
-        for send in sends:
-            outbox = self.outboxes.get(send.gateway)
-            if outbox is not None and len(outbox) >= OUTBOX_MESSAGES_MAX:
-                raise Overloaded(
-                    f"{OUTBOX_MESSAGES_MAX:,} socket messages wait for a gateway: back off"
-                )
+        """A record that does something outside of its object is on disk: it may be done."""
+        for promise in record.promises:
+            if promise.kind != INTENT or promise.due:  # else its call runs at this moment
+                self._promised(ObjectId(record.class_name, record.name), promise)
+        if record.sends or record.sockets or record.delete:
+            self.gateways.committed(record, sequence)
 
     def dropped(self, activation: Activation) -> None:
         """The activation has left."""
@@ -276,95 +337,19 @@ class HostCore:
         """Says what no caller hears."""
         logger.error(message)
 
-    # -- gateways ---------------------------------------------------------------------------------
-
-    def outbox_for_poll(self, poll: Poll) -> Outbox | None:
-        """The outbox of the asking gateway, after what its request acknowledges and says."""
-        outbox = self.outboxes.get(poll.channel)
-        if outbox is not None and poll.incarnation == self.incarnation:
-            self._acknowledged(poll.channel, outbox, poll.pushed)
-        return outbox
-
-    def sockets_told(
-        self, gateway: str, held_before: set[tuple[str, str, str]], told: list[tuple[str, str, str]]
-    ) -> list[tuple[str, str, str]]:
-        """A gateway says which sockets it holds: closes those that it has lost, and returns those
-        that no object here knows.
-
-        Args:
-            held_before: those it held when its session began. What it says may come after later
-                openings, which it does not name.
-        """
-        known = self.sockets.get(gateway, set())
-        for entry in sorted((held_before & known).difference(told)):
-            self.submit_socket_close(*entry, gateway)
-        return [
-            each for each in told if each not in known and self._owns(ObjectId(*each[:2]), None)
-        ]
-
-    def gateway_died(self, gateway: str) -> None:
-        """The process of a gateway has ended: its sockets are gone."""
-        if gateway in self.sockets or gateway in self.outboxes:
-            self._dead.add(gateway)
-            self._close_silent_gateways(self.clock.monotonic())
-
-    def _outbox(self, gateway: str) -> Outbox:
-        outbox = self.outboxes.get(gateway)
-        if outbox is None:
-            outbox = self.outboxes[gateway] = Outbox(self.clock.monotonic(), self._counted)
-        return outbox
-
-    def _heard(self, name: str, channel: HostChannel) -> None:
-        channel.heard_at = self.clock.monotonic()
-        outbox = self.outboxes.get(name)
-        if outbox is not None:
-            outbox.heard_at = channel.heard_at
-
-    def _acknowledged(self, gateway: str, outbox: Outbox, count: int) -> None:
-        """Forgets messages: a record's when the gateway has the last one that it is to have."""
-        acknowledged = outbox.acknowledge(count)
-        for push, following in pairwise([*acknowledged, outbox.first]):
-            assert push is not None
-            if following is None or _record_of(following) != _record_of(push):
-                self.ledger.sent(ObjectId(push.class_name, push.name), push.sequence, gateway)
-
-    def _close_silent_gateways(self, now: float) -> None:
-        for gateway in sorted(self.sockets.keys() | self.outboxes.keys()):
-            channel, outbox = self.channels.get(gateway), self.outboxes.get(gateway)
-            heard_at = max(
-                self._started_at,
-                channel.heard_at if channel is not None else 0.0,
-                outbox.heard_at if outbox is not None else 0.0,
-            )
-            if gateway not in self._dead and now - heard_at < GATEWAY_SILENT_S:
-                if self._suspect is not None and now - heard_at >= GATEWAY_SUSPECT_S:
-                    self._suspect(gateway)
-                continue
-            if channel is not None:
-                channel.given_up = True
-            for entry in sorted(self.sockets.get(gateway, ())):
-                self.submit_socket_close(*entry, gateway)
-            if not self.sockets.get(gateway):
-                self.sockets.pop(gateway, None)
-                self._dead.discard(gateway)
-                if outbox is not None:
-                    self._acknowledged(gateway, outbox, outbox.count)
-                    self._counted = max(self._counted, outbox.count)
-                    del self.outboxes[gateway]
-
     # -- life -------------------------------------------------------------------------------------
 
     def sweep(self) -> None:
         """What time does: idle activations leave, silent gateways and channels are given up. To
         be called about once a second."""
         self.beat()
+        self.scheduler.sweep()
         now = self.clock.monotonic()
         idle_since = self.now - self.idle_s
         for activation in list(self.activations.values()):
             if activation.used_at <= idle_since and not activation.busy:
                 activation.retire()
-        self._close_silent_gateways(now)
-        self._closings.sweep(now)
+        self.gateways.sweep(now)
         for name, channel in list(self.channels.items()):
             if now - channel.heard_at > FINISHED_WINDOW_S:
                 channel.abandon()
@@ -375,7 +360,7 @@ class HostCore:
         self.now = self.clock.now()
         now = self.clock.monotonic()
         if now - self._swept_at > STALLED_S:
-            self._started_at = now
+            self.gateways.started_at = now
         self._swept_at = now
 
     def refresh(self, class_names: set[str]) -> None:
@@ -396,6 +381,7 @@ class HostCore:
         if self.failed is not None:
             return
         self.failed = error
+        self._keep_nothing()
         logger.error("storage failed: %s", error)
         if error.details.keys() & {"lost", "restart"}:
             # Another owner, or this one begun anew, will answer: channels ask there.
@@ -409,8 +395,15 @@ class HostCore:
 
     def release(self) -> None:
         """After `fail`: ends the channels; what they have no answer to, they send again."""
+        self._keep_nothing()
         self._abandon_channels()
         self.lane.close()
+
+    def _keep_nothing(self) -> None:
+        """What is promised is for the next one to keep."""
+        self.released = True
+        self.scheduler.close()
+        self.courier.close()
 
     def _abandon_channels(self) -> None:
         channels, self.channels = self.channels, {}
@@ -419,6 +412,7 @@ class HostCore:
 
     async def stop(self) -> None:
         """Lets every object leave (on_stop), after the calls that run and wait."""
+        self._keep_nothing()
         while self.activations and self.failed is None:
             self._empty.clear()
             for activation in list(self.activations.values()):
@@ -428,13 +422,21 @@ class HostCore:
         self.release()
 
 
+class _UnderWay(list[Respond]):
+    """Those who wait for a call whose id was given by its caller."""
+
+    def __init__(self, arguments_hash: int, respond: Respond) -> None:
+        super().__init__([respond])
+        self.arguments_hash = arguments_hash
+
+
 class _RespondAll:
     """Answers everybody who sent a call of the same id."""
 
     __slots__ = ("_by_id", "_key")
 
     def __init__(
-        self, by_id: dict[tuple[str, str, str], list[Respond]], key: tuple[str, str, str]
+        self, by_id: dict[tuple[str, str, str], _UnderWay], key: tuple[str, str, str]
     ) -> None:
         self._by_id = by_id
         self._key = key
@@ -442,7 +444,3 @@ class _RespondAll:
     def __call__(self, status: int, body: bytes, sequence: int) -> None:
         for respond in self._by_id.pop(self._key, ()):
             respond(status, body, sequence)
-
-
-def _record_of(push: Push) -> tuple[str, str, int]:
-    return push.class_name, push.name, push.sequence

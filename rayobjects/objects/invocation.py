@@ -15,7 +15,8 @@ import msgspec
 
 from rayobjects import messages
 from rayobjects.errors import InvalidCall, to_wire
-from rayobjects.messages import ERROR, JSON, OK, PICKLE, REQUEST, SOCKET, TEXT, Call
+from rayobjects.messages import ERROR, JSON, OK, PICKLE, REQUEST, SCHEDULED, SOCKET, TEXT, Call
+from rayobjects.objects import failures, scheduling
 from rayobjects.objects.http import Request, Response
 from rayobjects.storage import values
 
@@ -63,6 +64,8 @@ def invocation_of(call: Call, activation: Activation) -> Invocation:
         return Invocation(method.function, arguments, keywords, method.is_async)
     if encoding == SOCKET:
         return _socket_invocation(call, activation)
+    if encoding == SCHEDULED:
+        return _scheduled_invocation(call, activation)
     if encoding == REQUEST:
         return _request_invocation(call, activation)
     return _system_invocation(call, activation)
@@ -83,6 +86,8 @@ def encode_result(call: Call, invocation: Invocation, result: Any) -> tuple[int,
         return (OK, b"") if result is None else (ERROR, result)
     if encoding == REQUEST:
         return OK, _encode_response(call, result)
+    if encoding == SCHEDULED:
+        return OK, b""  # nobody asks for it
     try:
         return OK, messages.encode_json(result)
     except (TypeError, ValueError, OverflowError, UnicodeEncodeError, RecursionError) as error:
@@ -169,6 +174,39 @@ def socket_gone(activation: Activation) -> InvalidCall:
     )
 
 
+# -- schedules ----------------------------------------------------------------------------------
+
+
+def _scheduled_invocation(call: Call, activation: Activation) -> Invocation:
+    found = scheduling.due(activation, call)
+    if found is None:
+        return Invocation(_nothing, (), {}, False)
+    _, plan = found
+    function = getattr(type(activation.instance), plan.method, None)
+    if not callable(function):
+        function = _gone(activation, plan.method)
+    try:
+        arguments, keywords = values.load(plan.args)
+    except Exception as error:
+        function = _gone(activation, plan.method, f"its arguments could not be unpickled: {error}")
+        arguments, keywords = (), {}
+    return Invocation(function, (activation.instance, *arguments), keywords, True)
+
+
+def _nothing() -> None:
+    """What is left of a schedule that was taken back while its call was on its way."""
+
+
+def _gone(activation: Activation, method: str, why: str = "") -> Callable[..., Any]:
+    def gone(*_: Any, **__: Any) -> None:
+        raise InvalidCall(
+            f"{activation.shown}.{method} is scheduled, but {why or 'there is no such method'}: "
+            "deploy a version of the class that has it, then retry"
+        )
+
+    return gone
+
+
 # -- raw requests -------------------------------------------------------------------------------
 
 
@@ -201,6 +239,9 @@ def _system_invocation(call: Call, activation: Activation) -> Invocation:
     if call.method == "unknown_sockets":
         asked = msgspec.json.decode(call.args, type=list[str])
         return Invocation(_unknown_sockets, (activation, asked), {}, False)
+    if call.method in ("retry", "discard"):
+        chosen = msgspec.json.decode(call.args, type=failures.Chosen)
+        return Invocation(failures.settle, (activation, call.method, chosen), {}, False)
     if call.method == "delete":
         return Invocation(_delete, (activation,), {}, False)
     raise InvalidCall(f"there is no system method {call.method!r}", status=404)

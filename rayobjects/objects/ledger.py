@@ -21,7 +21,7 @@ from typing import Protocol
 
 from rayobjects.errors import StorageFailed
 from rayobjects.ids import ObjectId
-from rayobjects.storage.records import Finished, Loaded, PendingSends, Record
+from rayobjects.storage.records import Finished, Loaded, PendingSends, Promise, Record
 
 Done = Callable[[StorageFailed | None, int], None]
 
@@ -89,6 +89,18 @@ class Ledger(Protocol):
 
     def pending(self) -> list[PendingSends]:
         """Messages that were found unacknowledged when the ledger was opened."""
+        ...
+
+    def promises(self) -> list[tuple[ObjectId, Promise]]:
+        """What the objects have promised and not done, each object's in order, as on disk."""
+        ...
+
+    def promises_of(self, id: ObjectId) -> list[Promise]:
+        """The same for one object."""
+        ...
+
+    def promise(self, id: ObjectId, kind: int, key: str) -> Promise | None:
+        """One of them."""
         ...
 
     def sockets(self) -> list[tuple[ObjectId, str, str]]:

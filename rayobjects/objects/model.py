@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar
 
 import msgspec
 
 from rayobjects.ids import ObjectId
+from rayobjects.objects import scheduling
 from rayobjects.objects.fields import Field
+from rayobjects.objects.scheduling import Schedule
 from rayobjects.objects.sockets import Sockets
 from rayobjects.objects.storage_map import StorageMap
 from rayobjects.objects.websocket import WebSocket
+from rayobjects.randomness import Random
 
 if TYPE_CHECKING:
     from rayobjects.objects.http import Request
@@ -36,7 +40,7 @@ HOSTINGS = ("shared", "dedicated")
 
 _INTERNAL = "__rayobjects_internal__"
 
-_RESERVED = frozenset({"id", "storage", "sockets"})
+_RESERVED = frozenset({"id", "storage", "sockets", "random"})
 
 
 class ClassOptions(msgspec.Struct, frozen=True):
@@ -132,6 +136,78 @@ class DurableObject:
             RuntimeError: no call is under way.
         """
         self._durable_state.abort(str(reason))
+
+    def schedule(
+        self,
+        method: Callable[..., Any] | str,
+        *args: Any,
+        at: datetime | float | None = None,
+        after: timedelta | float | None = None,
+        every: str | None = None,
+        key: str | None = None,
+        zone: str = "UTC",
+        missed: str = "each",
+        **keywords: Any,
+    ) -> str:
+        """Plans a call of one of the object's own methods; returns the schedule's key. It takes
+        effect with the running call's other effects, and fires whatever dies until then: late
+        rather than never, and its effects are applied once. One of `at`, `after` and `every` must
+        be given.
+
+        A method that raises is called again, by default 6 times after 2 s, 4 s, 8 s and so on
+        (`ro.retries` changes that); then the schedule is listed by `rayobjects schedules`.
+
+        Args:
+            method: `self.remind`, or its name.
+            args, keywords: its arguments.
+            at: when: a datetime with a time zone, or seconds since the epoch. What is past fires
+                at once.
+            after: how long from now, in seconds or as a timedelta.
+            every: a cron expression: "*/5 * * * *".
+            key: names the schedule within the object; one with the same key is replaced. None:
+                a new one.
+            zone: the time zone of `every`.
+            missed: "each": every time that `every` names is kept, also those that passed while
+                nothing could run; "last": one call makes up for all of them.
+
+        Raises:
+            InvalidCall: an argument cannot be understood or pickled, or the object has 10,000
+                schedules.
+            RuntimeError: no call is under way.
+        """
+        return scheduling.plan(
+            self,
+            self._durable_state,
+            method,
+            args,
+            keywords,
+            at=at,
+            after=after,
+            every=every,
+            key=key,
+            zone=zone,
+            missed=missed,
+        )
+
+    def scheduled(self) -> list[Schedule]:
+        """The object's schedules, the next one first; also those that failed."""
+        return scheduling.listed(self._durable_state)
+
+    def unschedule(self, key: str) -> bool:
+        """Takes a schedule back, with the running call's other effects. Returns whether there was
+        one of this key."""
+        return scheduling.unplan(self._durable_state, key)
+
+    def now(self) -> datetime:
+        """When the running call first began, in UTC: the same time in a repetition of it, and
+        throughout the call."""
+        return datetime.fromtimestamp(scheduling.running().now, UTC)
+
+    @property
+    def random(self) -> Random:
+        """Random numbers for the running call: the same ones in a repetition of it. Not for
+        secrets."""
+        return scheduling.running().random
 
     def on_upgrade(self, from_version: int) -> Any:
         """Called once for each object and version of the class, before `on_start`, when the object

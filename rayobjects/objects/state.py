@@ -37,10 +37,19 @@ from rayobjects.objects.commit import Aborted
 from rayobjects.objects.committed import Committed
 from rayobjects.objects.fields import IMMUTABLE, Entry, Field, is_immutable
 from rayobjects.objects.ledger import Ledger
+from rayobjects.objects.promised import Promised
 from rayobjects.objects.shown import state_json
 from rayobjects.objects.sockets import Sockets
 from rayobjects.objects.storage_map import StorageMap
-from rayobjects.storage.records import DELETED, ITEM, PICKLE, Loaded, SocketChange, Write
+from rayobjects.storage.records import (
+    DELETED,
+    ITEM,
+    PICKLE,
+    Loaded,
+    Promise,
+    SocketChange,
+    Write,
+)
 from rayobjects.storage.values import decode_value, encode_value
 
 READ = 0
@@ -57,6 +66,7 @@ class Changes(msgspec.Struct, gc=False):
         sockets: the changed sockets.
         sends: messages for sockets.
         delete: the object is deleted, with all that it had.
+        promises: schedules and told messages.
     """
 
     writes: list[Write]
@@ -64,9 +74,12 @@ class Changes(msgspec.Struct, gc=False):
     sockets: list[SocketChange]
     sends: list[Send]
     delete: bool = False
+    promises: list[Promise] = []
 
     def __bool__(self) -> bool:
-        return bool(self.writes or self.clear or self.delete or self.sockets or self.sends)
+        return bool(
+            self.writes or self.clear or self.delete or self.sockets or self.sends or self.promises
+        )
 
 
 NO_CHANGES = Changes([], False, [], [])
@@ -84,6 +97,7 @@ class State:
         exists: something has been committed for it.
         aborted: why the object has given itself up; its activation ends with the call.
         sockets: the object's sockets.
+        promised: its schedules and told messages.
         storage: what methods see as `self.storage`.
     """
 
@@ -99,6 +113,7 @@ class State:
         "exists",
         "id",
         "live",
+        "promised",
         "running",
         "sockets",
         "storage",
@@ -113,6 +128,7 @@ class State:
         self.exists = loaded.exists
         self.aborted: str | None = None
         self.sockets = Sockets(self, loaded.sockets)
+        self.promised = Promised(loaded.schedules)
         self.storage = StorageMap(self)
         self._committed = Committed(id, ledger, loaded)
         self._fields = fields
@@ -128,7 +144,7 @@ class State:
 
     def begin(self) -> None:
         """Begins a call."""
-        if self._touched or self._clearing:
+        if self._touched or self._clearing or self.promised.touched:
             self.rollback()
         self.running = True
 
@@ -139,7 +155,7 @@ class State:
             InvalidCall: a value cannot be pickled or is too large, or all of them together are.
                 `rollback()` must follow.
         """
-        if not self._touched and not self._clearing and not self.sockets.touched:
+        if not (self._touched or self._clearing or self.sockets.touched or self.promised.touched):
             self._prepared = NO_CHANGES
             return NO_CHANGES
         self._prepared = None
@@ -178,7 +194,8 @@ class State:
                 f"one call may write and send {CHANGES_BYTES_MAX:,} bytes, this one has "
                 f"{size + sent_bytes:,}: spread it over several calls"
             )
-        self._prepared = Changes(writes, clear, opened, sends)
+        promises = self.promised.changes()
+        self._prepared = Changes(writes, clear, opened, sends, False, promises)
         return self._prepared
 
     def commit(self) -> None:
@@ -212,6 +229,9 @@ class State:
         if self.sockets.touched:
             self.sockets.commit()
             self.exists = self.exists or bool(changes.sockets)
+        if self.promised.touched:
+            self.promised.commit()
+            self.exists = True
 
     def rollback(self) -> None:
         """Ends the call as if it had not run."""
@@ -226,6 +246,8 @@ class State:
         self._deleting = False
         if self.sockets.touched:
             self.sockets.rollback()
+        if self.promised.touched:
+            self.promised.rollback()
 
     def delete(self) -> None:
         """For the runtime's own delete, in place of a method: when the call commits, everything
@@ -420,6 +442,7 @@ class State:
         self._deleting = False
         self.exists = False
         self.sockets.forget()
+        self.promised.forget()
 
     def _before(self, key: str) -> Entry | None:
         """What the call's write of a key replaces, as far as that is at hand."""

@@ -10,9 +10,12 @@ answered. Only a host that has lost its epoch to another process ends its own: i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from typing import Any
+
+import ray
 
 from rayobjects.clock import SystemClock
 from rayobjects.errors import RayObjectsError, StorageFailed, to_wire
@@ -28,6 +31,7 @@ from rayobjects.runtime.gateways import Lookout
 from rayobjects.runtime.host_classes import HostClasses
 from rayobjects.runtime.link import DELIVER, POLL, LinkServer
 from rayobjects.runtime.router import Router
+from rayobjects.runtime.waking import Waker
 
 logger = logging.getLogger("rayobjects")
 
@@ -60,6 +64,13 @@ class BaseHost:
         self._open_again_at = 0.0
         self._sweeper: asyncio.Task[None] | None = None
         self._stopped = False
+        if _is_restarted():
+            # Its objects may have something to do, whether anybody calls or not.
+            spawn(self._open_again())
+
+    async def _open_again(self) -> None:
+        with contextlib.suppress(RayObjectsError):  # the next call tries again, and gets the error
+            await self._opened()
 
     # -- for subclasses ---------------------------------------------------------------------
 
@@ -134,7 +145,7 @@ class BaseHost:
             "pid": os.getpid(),
             "incarnation": self.incarnation,
             "live": len(core.activations) if core is not None else 0,
-            "sockets": sum(map(len, core.sockets.values())) if core is not None else 0,
+            "sockets": sum(map(len, core.gateways.sockets.values())) if core is not None else 0,
             "error": str(self._open_error or "") if core is None else str(core.failed or ""),
         }
 
@@ -193,9 +204,12 @@ class BaseHost:
             incarnation=process.new_router_id(),
             idle_s=self.configuration.idle_s,
             on_lane=self.on_lane,
-            suspect=Lookout(lambda gateway: core.gateway_died(gateway)).suspect,
+            suspect=Lookout(lambda gateway: core.gateways.died(gateway)).suspect,
+            submit=self._router.submit,
+            wake=Waker(lambda: self.configuration).wake,
         )
         self._router.serve_locally(self.host, core)
+        core.begin()
         return core
 
     async def _sweep_for_ever(self) -> None:
@@ -218,3 +232,11 @@ class BaseHost:
         if error is not None and error.details.get("lost") == "epoch":
             logger.error("%s ends, because another process has taken over", self.host)
             os._exit(1)
+
+
+def _is_restarted() -> bool:
+    """Whether this is an actor that Ray has started again, after its process had died."""
+    if not ray.is_initialized():
+        return False
+    context = ray.get_runtime_context()
+    return context.get_actor_id() is not None and context.was_current_actor_reconstructed

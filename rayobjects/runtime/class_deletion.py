@@ -110,7 +110,7 @@ async def delete_object(
 
 async def messages_fetched(core: HostCore, clock: Clock) -> None:
     """Returns when gateways have fetched what was sent to them, or after SENT_WITHIN_S."""
-    await _until(lambda: not any(map(len, core.outboxes.values())), SENT_WITHIN_S, clock)
+    await _until(lambda: not any(map(len, core.gateways.outboxes.values())), SENT_WITHIN_S, clock)
 
 
 async def _until(condition: Callable[[], bool], within_s: float, clock: Clock) -> bool:

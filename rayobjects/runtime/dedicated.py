@@ -3,6 +3,9 @@ its shard like any other's."""
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import ray
 
 from rayobjects.errors import RayObjectsError
@@ -30,6 +33,15 @@ class DedicatedHost(BaseHost):
         self._remote: RemoteLedger | None = None
         self._owner_epoch = 0
         self._idle_since = self.clock.monotonic()
+        # Whoever wanted it may have given up while it waited for its resources: then nobody calls,
+        # nothing opens, and it must let go of them all the same.
+        self._uncalled = threading.Timer(configuration.idle_s, self._end_uncalled, [_actor()])
+        self._uncalled.daemon = True
+        self._uncalled.start()
+
+    def _end_uncalled(self, actor: Any) -> None:
+        if self._router is None:
+            ray.kill(actor, no_restart=True)
 
     async def open_ledger(self) -> Ledger:
         spawn(self._load_class())  # while the shard is asked
@@ -74,9 +86,18 @@ class DedicatedHost(BaseHost):
         if self._remote is not None:
             self._remote.expire()
         core = self.core
-        if core is None or core.activations or any(core.sockets.values()):
+        if (
+            core is None
+            or core.activations
+            or any(core.gateways.sockets.values())
+            or core.has_errands
+        ):
             self._idle_since = self.clock.monotonic()
         elif self.clock.monotonic() - self._idle_since > self.configuration.idle_s:
             # Nothing is live and nothing is unsynced: the process may go. A call that is on its
             # way here is sent again by its channel, to the next actor of this name.
-            ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+            ray.kill(_actor(), no_restart=True)
+
+
+def _actor() -> Any:
+    return ray.get_runtime_context().current_actor

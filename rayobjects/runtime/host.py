@@ -229,6 +229,7 @@ class ShardHost(BaseHost):
                 finished=shard.finished_of(id),
                 pending=pending,
                 sockets=[(socket.socket, socket.gateway) for socket in shard.sockets_of(id)],
+                promises=shard.promises_of(id),
             )
         if request.operation == "load":
             return LedgerAnswer(loaded=await shard.load(id))
@@ -257,6 +258,9 @@ class ShardHost(BaseHost):
         results = await asyncio.gather(*commits, return_exceptions=True)
         if request.confirm:
             await outcome(lambda done: shard.confirm_object(id, request.owner_epoch, done))
+        if self.core is not None:
+            for record in request.records:
+                self.core.promised_elsewhere(record)
         sequences = []
         for result in results:
             if isinstance(result, BaseException):

@@ -28,7 +28,8 @@ from rayobjects.runtime import placement
 from rayobjects.runtime.background import spawn
 from rayobjects.runtime.configuration import Configuration
 from rayobjects.storage.finished import FinishedCalls
-from rayobjects.storage.records import Finished, Loaded, PendingSends, Record
+from rayobjects.storage.promises import Promises
+from rayobjects.storage.records import Finished, Loaded, PendingSends, Promise, Record
 
 ANSWER_WITHIN_S = 15.0
 """The same as a channel's: no answer for so long means that the shard's host is lost."""
@@ -72,6 +73,7 @@ class LedgerAnswer(msgspec.Struct, array_like=True):
     sockets: list[tuple[str, str]] = []
     entries: list[tuple[str, int, bytes]] = []
     count: int = 0
+    promises: list[Promise] = []
 
 
 decode_request = msgspec.msgpack.Decoder(LedgerRequest).decode
@@ -93,6 +95,8 @@ class RemoteLedger:
         self._claimed: LedgerAnswer | None = None
         self._loaded: Loaded | None = None
         self._finished = FinishedCalls()
+        self._promises = Promises()
+        self._key = (id[0], id[1])
         self._queue: list[tuple[Record | None, Done]] = []
         self._queue_bytes = 0
         self._under_way = False
@@ -134,6 +138,9 @@ class RemoteLedger:
         self._finished = FinishedCalls()
         for each in answer.finished:
             self._finished.add(each)
+        self._promises = Promises()
+        for promise in answer.promises:
+            self._promises.add(self._key, promise)
         return self._owner_epoch
 
     async def load(self, id: ObjectId) -> Loaded:
@@ -197,8 +204,14 @@ class RemoteLedger:
                         record.reply,
                         record.finished_at,
                         sequence,
+                        record.held,
+                        record.arguments_hash,
                     )
                     self._finished.add(finished)
+                if record is not None and record.delete:
+                    self._promises.drop_schedules(self._key)
+                if record is not None and record.promises:
+                    self._promises.apply(self._key, record.promises)
                 done(None, sequence)
         self._under_way = False
 
@@ -283,6 +296,15 @@ class RemoteLedger:
 
     def pending(self) -> list[PendingSends]:
         return self._claimed.pending if self._claimed is not None else []
+
+    def promises(self) -> list[tuple[ObjectId, Promise]]:
+        return [(self._id, promise) for promise in self._promises.of(self._key)]
+
+    def promises_of(self, id: ObjectId) -> list[Promise]:
+        return self._promises.of(self._key)
+
+    def promise(self, id: ObjectId, kind: int, key: str) -> Promise | None:
+        return self._promises.get(self._key, kind, key)
 
     def sockets(self) -> list[tuple[ObjectId, str, str]]:
         found = self._claimed.sockets if self._claimed is not None else []

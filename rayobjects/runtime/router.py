@@ -153,7 +153,7 @@ class Router:
         if context is None:
             self._send(call, replied, None)
         else:  # nothing leaves an object before what it wrote is on disk
-            context.after_sync(lambda: self._send(call, replied, context))
+            context.leave(call, lambda: self._send(call, replied, context), replied)
 
     def _send(
         self, call: Call, replied: Replied, context: CallContext | None, redirects: int = 0

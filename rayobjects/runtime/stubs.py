@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import uuid
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from rayobjects.errors import InvalidCall
@@ -154,6 +155,31 @@ class RemoteMethod:
         Raises:
             InvalidCall: an argument cannot be pickled, or all of them have over 64 MiB.
         """
+        body = self._pickled(args, kwargs)
+        return send(
+            self._class_name, self._name, self._method, PICKLE, body, lambda: (args, kwargs)
+        )
+
+    def tell(self, *args: Any, **kwargs: Any) -> None:
+        """Tells the object something, from a method of another: a call without an answer that
+        belongs to the running call's transaction. It is sent only if that call takes effect, and
+        then the method is called exactly once, and in order with whatever else the one object
+        tells the other, whoever crashes.
+
+        Raises:
+            InvalidCall: not inside a method of a durable object, or the arguments cannot be
+                pickled or are too large.
+        """
+        context = current_call.get()
+        if context is None:
+            raise InvalidCall(
+                f"{self._class_name}.{self._method}.tell(…) belongs to the running call of a "
+                "durable object, and none is running here: use .remote(…)"
+            )
+        body = self._pickled(args, kwargs)
+        context.tell(self._class_name, self._name, self._method, body, (args, kwargs))
+
+    def _pickled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         body = values.dump_arguments(args, kwargs)
         if len(body) > CALL_BYTES_MAX:
             raise InvalidCall(
@@ -161,7 +187,7 @@ class RemoteMethod:
                 f"most {CALL_BYTES_MAX:,} are allowed: put large data into an object store and "
                 "pass its address"
             )
-        return send(self._class_name, self._name, self._method, PICKLE, body)
+        return body
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise InvalidCall(
@@ -170,15 +196,25 @@ class RemoteMethod:
         )
 
 
-def send(class_name: str, name: str, method: str, encoding: int, args: bytes) -> Response[Any]:
-    """Sends a call, on behalf of the running call if there is one."""
+def send(
+    class_name: str,
+    name: str,
+    method: str,
+    encoding: int,
+    args: bytes,
+    values_of: Callable[[], Any] = lambda: None,
+) -> Response[Any]:
+    """Sends a call, on behalf of the running call if there is one.
+
+    Args:
+        values_of: gives the arguments themselves.
+    """
     router = process.router()
     response: Response[Any] = Response(router, (class_name, name, method), encoding)
     call = Call(0, class_name, name, method, encoding, args)
     context = current_call.get()
     if context is not None:
-        call.id = context.child_id()
-        call.chain = context.chain
+        context.adopt(call, values_of())
     router.submit(call, response._replied, context)
     return response
 

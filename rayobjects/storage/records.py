@@ -68,7 +68,8 @@ class Promise(msgspec.Struct, array_like=True, gc=False):
     Attributes:
         kind: SCHEDULE, TELL, INTENT or STEP.
         key: tells it from the object's others of the kind.
-        due: when, in seconds since the epoch (of time); 0 for at once.
+        due: when, in seconds since the epoch (of time); 0 for at once. For an INTENT, when it was
+            last retried; 0 if it never was.
         body: what, as `objects.promises` encodes it.
         failed: why it was given up, for people to see; "" while it is still tried.
         open: False takes it back.

@@ -91,7 +91,7 @@ class LocalHost(HostLife):
             end = core.channels.get(channel.id) if core is not None else None
             if core is not None and end is not None and not channel.closed:
                 end.heard_at = self.clock.monotonic()
-                outbox = core.outboxes.get(channel.id)
+                outbox = core.gateways.outboxes.get(channel.id)
                 if outbox is not None:
                     outbox.heard_at = end.heard_at
 

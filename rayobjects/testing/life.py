@@ -168,7 +168,9 @@ class HostLife:
             idle_s=self._idle_s,
             activations_max=self._activations_max,
             suspect=self._suspect,
+            submit=self.router.submit,
         )
+        self.core.begin()
         self._died.clear()
         self._alive.set()
 
@@ -177,7 +179,7 @@ class HostLife:
         core = self.core
         ended = any(each.channel.closed for each in self._gateways.values() if each.id == gateway)
         if core is not None and ended:
-            self.loop.call_soon(core.gateway_died, gateway)
+            self.loop.call_soon(core.gateways.died, gateway)
 
     def _open_again(self, failure: StorageFailed | None) -> None:
         """As a host of the cluster does: in the same process, unless another one has taken the
@@ -311,7 +313,7 @@ class HostLife:
             return False
         if self.core is None or self.core.failed is not None:
             return True
-        outbox = self.core.outboxes.get(gateway)
+        outbox = self.core.gateways.outboxes.get(gateway)
         return outbox is not None and outbox.count > channel.pushed(self.core.incarnation)
 
     def new_id(self, name: str) -> str:

@@ -56,7 +56,7 @@ class LocalRouter:
         if context is None:
             self._send(call, replied)
         else:  # nothing leaves an object before what it wrote is on disk
-            context.after_sync(lambda: self._send_locally(call, replied, context))
+            context.leave(call, lambda: self._send_locally(call, replied, context), replied)
 
     def _send_locally(self, call: Call, replied: Replied, context: CallContext) -> None:
         core = self._host.core

@@ -144,13 +144,37 @@ class LocalMethod:
         Raises:
             InvalidCall: an argument cannot be pickled, or all of them have over 64 MiB.
         """
+        return send(
+            self._stub,
+            self._method,
+            PICKLE,
+            self._pickled(args, kwargs),
+            values_of=lambda: (args, kwargs),
+        )
+
+    def tell(self, *args: Any, **kwargs: Any) -> None:
+        """Tells the object something, from a method of another: sent if the running call takes
+        effect, then applied exactly once, in order.
+
+        Raises:
+            InvalidCall: not inside a method of an object, or an argument cannot be pickled.
+        """
+        context = current_call.get()
+        if context is None:
+            raise InvalidCall(
+                f"{self._stub.id}.{self._method}.tell(…) belongs to the running call of an "
+                "object, and none is running here: use .remote(…)"
+            )
+        context.tell(*self._stub.id, self._method, self._pickled(args, kwargs), (args, kwargs))
+
+    def _pickled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         body = values.dump((args, kwargs))
         if len(body) > CALL_BYTES_MAX:
             raise InvalidCall(
                 f"the arguments of {self._stub.id}.{self._method} have {len(body):,} bytes; at "
                 f"most {CALL_BYTES_MAX:,} are allowed"
             )
-        return send(self._stub, self._method, PICKLE, body)
+        return body
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise InvalidCall(
@@ -159,12 +183,18 @@ class LocalMethod:
 
 
 def send(
-    stub: LocalStub, method: str, encoding: int, args: bytes, call_id: str = ""
+    stub: LocalStub,
+    method: str,
+    encoding: int,
+    args: bytes,
+    call_id: str = "",
+    values_of: Callable[[], Any] = lambda: None,
 ) -> LocalResponse:
     """Sends a call, on behalf of the running call if there is one.
 
     Args:
         call_id: given by the caller, such as an Idempotency-Key.
+        values_of: gives the arguments themselves.
 
     Raises:
         InvalidCall: no `LocalHost` is open here.
@@ -176,7 +206,6 @@ def send(
     call = Call(0, *stub.id, method, encoding, args, call_id)
     context = current_call.get()
     if context is not None:
-        call.id = context.child_id()
-        call.chain = context.chain
+        context.adopt(call, values_of())
     router.submit(call, response._replied, context)
     return response

@@ -12,7 +12,7 @@ import rayobjects as ro
 from rayobjects.errors import InvalidCall, MethodError, Overloaded
 from rayobjects.limits import GATEWAY_SILENT_S
 from rayobjects.messages import SOCKET, Batch, Call, Poll, SocketEvent, encode
-from rayobjects.objects import host_core
+from rayobjects.objects import gateways
 from rayobjects.objects import outbox as outbox_module
 from rayobjects.testing import LocalHost
 
@@ -300,7 +300,7 @@ def test_guarantee_6_a_new_session_tells_which_sockets_there_are() -> None:
 
 def test_guarantee_6_an_outbox_that_is_full_refuses_calls() -> None:
     async def main() -> None:
-        with mock.patch.object(host_core, "OUTBOX_MESSAGES_MAX", 50):
+        with mock.patch.object(gateways, "OUTBOX_MESSAGES_MAX", 50):
             async with LocalHost([Room]) as host:
                 room = host.get(Room, "lobby")
                 ann = await host.connect(room, query="name=ann")

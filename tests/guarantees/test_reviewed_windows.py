@@ -94,9 +94,9 @@ def test_a_deleted_objects_sockets_are_forgotten() -> None:
             await host.connect(listener)
             await listener.touch.remote()
             assert host.core is not None
-            assert any(host.core.sockets.values())
+            assert any(host.core.gateways.sockets.values())
             assert await listener.delete()
-            assert not any(host.core.sockets.values())
+            assert not any(host.core.gateways.sockets.values())
 
     run(main)
 

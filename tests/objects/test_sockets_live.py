@@ -321,7 +321,7 @@ def test_a_dead_gateway_is_noticed_within_seconds() -> None:
         host.gateway("one").die()
         host.gateway("two").silent = True  # its process lives: it is only slow
         await host.move(GATEWAY_SUSPECT_S + 0.5)
-        await until(lambda: host.core is not None and not host.core.sockets.get("one-1"))
+        await until(lambda: host.core is not None and not host.core.gateways.sockets.get("one-1"))
         assert await room.gone.remote() == ["ann 1006 connection lost"]
         assert await room.names.remote() == ["bob"]
 
@@ -366,7 +366,7 @@ def test_a_list_of_sockets_that_comes_late_closes_no_newer_ones() -> None:
             await core.deliver(Batch("gw", session, 0, [call]))
         await core.poll(Poll("gw", 2, 0, core.incarnation, []))
         room = host.get(Room, "lobby")
-        await until(lambda: core.sockets["gw"] == {("Room", "lobby", "b")})
+        await until(lambda: core.gateways.sockets["gw"] == {("Room", "lobby", "b")})
         assert await room.gone.remote() == ["a 1006 connection lost"]
         assert await room.names.remote() == ["b"]
 

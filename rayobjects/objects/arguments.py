@@ -1,0 +1,56 @@
+"""A short hash of what a call asks for, where its caller has chosen its id: the same id with other
+arguments is a mistake, and must not be answered with the first one's reply.
+
+It says less than the bytes do, because those may differ though the arguments are equal: JSON has
+its spaces and its order of keys, pickles depend on which objects were identical. So the hash is of
+the plain data in the arguments, in a fixed order, and of anything else just its type.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from rayobjects.errors import InvalidCall
+
+
+def _type_only(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+_encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=_type_only).encode
+
+
+def hash_of(method: str, value: Any) -> int:
+    """A 63-bit hash, never 0."""
+    try:
+        body = _encode(value)
+    except Exception:  # such as keys of several kinds: then only the method counts
+        body = b""
+    digest = blake2b(method.encode() + b"\0" + body, digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1 or 1
+
+
+def hash_of_json(method: str, body: bytes) -> int:
+    """The same for a JSON body; 0 where it is none, which its own check will say."""
+    try:
+        return hash_of(method, msgspec.json.decode(body) if body else {})
+    except msgspec.DecodeError:
+        return 0
+
+
+def differ(one: int, other: int) -> bool:
+    """Whether two hashes show that the calls are not the same."""
+    return bool(one and other and one != other)
+
+
+def reused(call_id: str) -> InvalidCall:
+    """The error for an id that was used for something else."""
+    shown = call_id.removeprefix("key:")
+    return InvalidCall(
+        f"the id {shown!r} was used for another call, with another method or other arguments: use "
+        "a new one for each call, and the same only to repeat it",
+        status=422,
+    )

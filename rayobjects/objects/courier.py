@@ -1,0 +1,205 @@
+"""Delivers what objects have told others: exactly once, and in order for each pair of objects.
+
+Of each pair one message is on its way at a time. It is a call whose id is the message's own, so its
+receiver applies it once however often it comes, and holds the reply until this side has noted on
+disk that it was delivered. When the process dies
+
+    before the receiver's record   the message is found when the shard is opened, and sent;
+    after it, before the note      it is sent again, and answered from the receiver's record;
+    after the note                 only the receiver's reply is left, until its window is over.
+
+A receiver that cannot be reached is tried again for ever, with growing pauses, and the messages
+behind wait: there is no order without that. A method that raises is called again a few times; then
+the message is marked as failed, for people to see, and the next one goes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from rayobjects.errors import InvalidCall, MethodError, RayObjectsError, StorageFailed, from_wire
+from rayobjects.ids import ObjectId
+from rayobjects.limits import HELD_WINDOW_S
+from rayobjects.messages import OK, PICKLE, Call, Reply
+from rayobjects.objects.promised import decode_told, encode
+from rayobjects.objects.retrying import DEFAULT, Retries
+from rayobjects.storage.records import TELL, Promise, Record
+
+if TYPE_CHECKING:
+    from rayobjects.objects.host_core import HostCore
+
+UNREACHED = Retries(first_s=0.1, longest_s=30.0)
+"""Pauses while the receiver cannot be reached."""
+
+Pair = tuple[ObjectId, ObjectId]
+
+
+class Submit(Protocol):
+    """Sends a call to whatever host has its object, in the manner of a router."""
+
+    def __call__(
+        self, call: Call, replied: Callable[[Reply | RayObjectsError], None], context: Any
+    ) -> None: ...
+
+
+class Courier:
+    """Delivers the messages of one host's objects."""
+
+    def __init__(self, host: HostCore, submit: Submit) -> None:
+        self._host = host
+        self._submit = submit
+        self._queues: dict[Pair, deque[Promise]] = {}
+        self._waiting: dict[ObjectId, int] = {}
+        self._closed = False
+
+    def add(self, sender: ObjectId, promise: Promise) -> None:
+        """A message that is on disk, or was noted there to be tried again."""
+        if not promise.open or promise.failed:
+            return
+        told = decode_told(promise.body)
+        pair = (sender, ObjectId(told.class_name, told.name))
+        queue = self._queues.get(pair)
+        if queue is None:
+            queue = self._queues[pair] = deque()
+        elif queue[0].key == promise.key:
+            return  # the note that it will be tried again, of `_tried`
+        queue.append(promise)
+        self._waiting[sender] = self._waiting.get(sender, 0) + 1
+        if len(queue) == 1:
+            self._deliver(pair)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is not delivered yet."""
+        return bool(self._queues)
+
+    def waiting(self, sender: ObjectId) -> int:
+        """How many messages of an object are not delivered yet."""
+        return self._waiting.get(sender, 0)
+
+    def _deliver(self, pair: Pair, unreached: int = 0) -> None:
+        """Sends the first message of a pair."""
+        queue = self._queues.get(pair)
+        if self._closed or queue is None:
+            return
+        promise = queue[0]
+        delay_s = promise.due - self._host.clock.now()
+        if delay_s > 0:
+            self._host.later(delay_s, lambda: self._deliver(pair, unreached))
+            return
+        told = decode_told(promise.body)
+        if self._host.clock.now() - told.at > HELD_WINDOW_S and not told.attempts:
+            self._give_up(pair, "it is so old that its receiver may have applied and forgotten it")
+            return
+        id = f"{promise.key}~{told.attempts}" if told.attempts else promise.key
+        call = Call(
+            0,
+            *pair[1],
+            told.method,
+            PICKLE,
+            told.args,
+            id,
+            held=True,
+            arguments_hash=told.arguments_hash,
+        )
+        delivery = _Delivery()
+        self._submit(
+            call, lambda outcome: self._replied(pair, delivery, outcome, unreached), delivery
+        )
+
+    def _replied(
+        self, pair: Pair, delivery: _Delivery, outcome: Reply | RayObjectsError, unreached: int
+    ) -> None:
+        if self._closed or pair not in self._queues:
+            return
+        error = outcome if isinstance(outcome, RayObjectsError) else None
+        if isinstance(outcome, Reply) and outcome.status != OK:
+            error = from_wire(outcome.body)
+        if error is None:
+            self._note(pair, Promise(TELL, self._queues[pair][0].key, open=False), delivery)
+            self._next(pair)
+        elif isinstance(error, MethodError | InvalidCall):
+            self._tried(pair, error, delivery)
+        else:
+            pause_s = UNREACHED.pause_s(unreached + 1, self._host.random)
+            self._host.later(pause_s, lambda: self._deliver(pair, unreached + 1))
+
+    def _tried(self, pair: Pair, error: RayObjectsError, delivery: _Delivery) -> None:
+        """The method raised, so nothing was applied: notes the attempt, and tries again."""
+        promise = self._queues[pair][0]
+        told = decode_told(promise.body)
+        if told.attempts >= DEFAULT.max_attempts:
+            self._give_up(pair, error.message, delivery)
+            return
+        told = msgspec.structs.replace(told, attempts=told.attempts + 1)
+        pause_s = DEFAULT.pause_s(told.attempts, self._host.random)
+        again = msgspec.structs.replace(
+            promise, body=encode(told), due=self._host.clock.now() + pause_s
+        )
+        self._queues[pair][0] = again
+        self._note(pair, again, delivery)
+        self._deliver(pair)
+
+    def _give_up(self, pair: Pair, why: str, delivery: _Delivery | None = None) -> None:
+        promise = self._queues[pair][0]
+        self._host.report(
+            f"{pair[0]} told {pair[1]}.{decode_told(promise.body).method}, which failed for good: "
+            f"{why}. `rayobjects schedules` lists it"
+        )
+        self._note(pair, msgspec.structs.replace(promise, failed=why or "it failed"), delivery)
+        self._next(pair)
+
+    def _next(self, pair: Pair) -> None:
+        queue = self._queues[pair]
+        queue.popleft()
+        sender = pair[0]
+        self._waiting[sender] -= 1
+        if not self._waiting[sender]:
+            del self._waiting[sender]
+        if queue:
+            self._deliver(pair)
+        else:
+            del self._queues[pair]
+
+    def _note(self, pair: Pair, promise: Promise, delivery: _Delivery | None) -> None:
+        """Writes how it stands with a message; only then the receiver may forget it."""
+
+        def noted(error: StorageFailed | None, sequence: int) -> None:
+            if error is not None:
+                self._host.fail(error)
+            elif delivery is not None:
+                delivery.acknowledge()
+
+        record = Record(*pair[0], promises=[promise])
+        try:
+            self._host.ledger.commit(record, noted)
+        except RayObjectsError:  # too much waits for the disk
+            self._host.later(UNREACHED.first_s, lambda: self._note(pair, promise, delivery))
+
+    def close(self) -> None:
+        """Sends nothing more."""
+        self._closed = True
+
+
+class _Delivery:
+    """Stands for the running call that a router takes calls from: nothing must be waited for, and
+    the receiver's reply is acknowledged when the delivery has been noted."""
+
+    __slots__ = ("_acknowledge",)
+
+    def __init__(self) -> None:
+        self._acknowledge: list[Callable[[], None]] = []
+
+    def leave(self, call: Call, send: Callable[[], None], replied: object) -> None:
+        send()
+
+    def add_child(self, acknowledge: Callable[[], None]) -> None:
+        self._acknowledge.append(acknowledge)
+
+    def acknowledge(self) -> None:
+        for acknowledge in self._acknowledge:
+            acknowledge()

@@ -1,0 +1,98 @@
+"""What was given up, for people: schedules, told messages and begun calls that failed for good.
+
+They stay in the ledger, marked with the reason, until somebody has them retried or discarded. That
+is a call of the object like any other, so it takes effect once and in order with the rest.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from rayobjects.errors import InvalidCall
+from rayobjects.objects.intents import child_base
+from rayobjects.objects.promised import decode_intent, decode_plan, decode_told, encode
+from rayobjects.storage.records import INTENT, SCHEDULE, STEP, TELL, Promise
+
+if TYPE_CHECKING:
+    from rayobjects.objects.activation import Activation
+
+KINDS = {"schedule": SCHEDULE, "tell": TELL, "intent": INTENT}
+
+
+class Chosen(msgspec.Struct):
+    """One of an object's promises. `kind`: "schedule", "tell" or "intent"."""
+
+    kind: str
+    key: str
+
+
+def settle(activation: Activation, how: str, chosen: Chosen) -> str:
+    """Retries or discards a promise that has failed; a schedule that has not can be discarded too.
+    Returns what was done.
+
+    Raises:
+        InvalidCall: there is none of this kind and key, or it has not failed.
+    """
+    kind = KINDS.get(chosen.kind)
+    if kind is None:
+        raise InvalidCall(f"kind is one of {', '.join(KINDS)}, not {chosen.kind!r}")
+    ledger, promised = activation.host.ledger, activation.state.promised
+    promise = (
+        promised.schedule(chosen.key)
+        if kind == SCHEDULE
+        else ledger.promise(activation.id, kind, chosen.key)
+    )
+    if promise is None:
+        raise InvalidCall(f"{activation.shown} has no {chosen.kind} {chosen.key!r}", status=404)
+    if not promise.failed and (how == "retry" or kind != SCHEDULE):
+        raise InvalidCall(f"the {chosen.kind} {chosen.key!r} of {activation.shown} has not failed")
+    if how == "discard":
+        promised.put(Promise(kind, promise.key, open=False))
+        if kind == INTENT:
+            base = child_base(activation.id, promise.key)
+            for step in ledger.promises_of(activation.id):
+                if step.kind == STEP and step.key.rpartition("/")[0] == base:
+                    promised.put(Promise(STEP, step.key, open=False))
+        return "discarded"
+    promised.put(_afresh(promise, activation.host.clock.now()))
+    return "retried"
+
+
+def _afresh(promise: Promise, now: float) -> Promise:
+    """The same without its failure."""
+    replace = msgspec.structs.replace
+    body = promise.body
+    if promise.kind == SCHEDULE:
+        body = encode(replace(decode_plan(body), attempts=0))
+    elif promise.kind == TELL:
+        told = decode_told(body)
+        # Counted on: each attempt has an id of its own, and this one must run.
+        body = encode(replace(told, at=now, attempts=told.attempts + 1))
+    return replace(promise, body=body, failed="", due=now)
+
+
+def described(promise: Promise) -> dict[str, Any]:
+    """A promise in JSON types, for lists."""
+    fields: dict[str, Any] = {"key": promise.key, "due": promise.due, "failed": promise.failed}
+    if promise.kind == SCHEDULE:
+        plan = decode_plan(promise.body)
+        return fields | {
+            "kind": "schedule",
+            "method": plan.method,
+            "every": plan.every,
+            "zone": plan.zone,
+            "attempts": plan.attempts,
+        }
+    if promise.kind == TELL:
+        told = decode_told(promise.body)
+        return fields | {
+            "kind": "tell",
+            "method": told.method,
+            "to": f"{told.class_name}/{told.name}",
+            "since": told.at,
+            "attempts": told.attempts,
+        }
+    intent = decode_intent(promise.body)
+    return fields | {"kind": "intent", "method": intent.method, "since": intent.now}

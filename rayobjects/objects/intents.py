@@ -1,0 +1,232 @@
+"""Calls that call other objects, so that each of their calls is applied once (guarantee 5).
+
+Before the first of them leaves, the call's intent is journaled: its id, method and arguments. Each
+of the calls that it makes is a step, journaled too before it leaves; its id follows from the call's
+own and its position. The record with which the call ends takes all of that back. When the process
+dies
+
+    before the intent is on disk   no other object has been called; the caller sends the call again;
+    between it and the end         the host that comes finds the intent and runs the call again,
+                                   from the state that it first saw, whether the caller is alive or
+                                   not; what it calls again is answered from the receivers' records;
+    after the end's record         the call is finished, and a repetition gets its reply.
+
+A rerun that makes other calls than the first run did cannot be told from one that would apply
+something twice. It is stopped: its writes are rolled back, its caller gets an error, and the intent
+is listed as failed until somebody retries or discards it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from rayobjects.errors import InvalidCall, RayObjectsError
+from rayobjects.ids import ObjectId
+from rayobjects.limits import HELD_WINDOW_S
+from rayobjects.messages import OK, Call, Reply
+from rayobjects.objects.commit import no_reply
+from rayobjects.objects.promised import Intent, decode_intent, encode
+from rayobjects.objects.retrying import Retries
+from rayobjects.storage.records import INTENT, STEP, Promise, Record
+
+if TYPE_CHECKING:
+    from rayobjects.objects.activation import Activation
+    from rayobjects.objects.context import CallContext
+    from rayobjects.objects.host_core import HostCore
+
+UNENDED = Retries(first_s=0.5, longest_s=60.0)
+"""Pauses between reruns of a call that did not come to its end: its class does not load, or the
+disk takes nothing more."""
+
+
+class Begun:
+    """What is journaled of a running call.
+
+    Attributes:
+        now: when it first began.
+        intent: the promise; None until it calls another object.
+        steps: id of a call that it makes → what that was in the first run.
+        made: ids of those that this run has made.
+        diverged: how this run differs from the first; "" while it does not.
+    """
+
+    __slots__ = ("diverged", "intent", "made", "now", "rerun", "steps")
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+        self.rerun = False
+        self.intent: Promise | None = None
+        self.steps: dict[str, str] = {}
+        self.made: set[str] = set()
+        self.diverged = ""
+
+    @classmethod
+    def again(cls, intent: Promise, steps: Iterable[Promise]) -> Begun:
+        """For a rerun."""
+        begun = cls(decode_intent(intent.body).now)
+        begun.rerun = True
+        begun.intent = intent
+        begun.steps = {step.key: step.body.decode() for step in steps}
+        return begun
+
+    def check_end(self) -> None:
+        """Raises InvalidCall if the run that has ended was not like the first."""
+        if not self.diverged and self.rerun and (missing := self.steps.keys() - self.made):
+            step = self.steps[min(missing)]
+            self.diverged = f"the first run called {_shown(step)}, the rerun did not"
+        if self.diverged:
+            raise _stopped(self.diverged)
+
+    def taken_back(self) -> list[Promise]:
+        """For the record with which the call ends."""
+        if self.intent is None:
+            return []
+        return [
+            Promise(INTENT, self.intent.key, open=False),
+            *(Promise(STEP, key, open=False) for key in self.steps),
+        ]
+
+    def failed(self, why: str) -> list[Promise]:
+        """For the record that lists the call as failed."""
+        assert self.intent is not None
+        intent = self.intent
+        return [Promise(INTENT, intent.key, intent.due, intent.body, why)]
+
+
+def leave(
+    activation: Activation,
+    context: CallContext,
+    call: Call,
+    send: Callable[[], None],
+    replied: Callable[[Reply | RayObjectsError], None],
+) -> None:
+    """Sends a call that the running call makes, once it is on disk that it does."""
+    begun = context.begun
+    if begun is None:
+        begun = context.begun = Begun(context.now)
+    what = f"{call.class_name}/{call.name}.{call.method}\0{call.arguments_hash:x}"
+    known = begun.steps.get(call.id)
+    if begun.diverged or (known is not None and known != what):
+        begun.diverged = begun.diverged or (
+            f"the first run called {_shown(known or '')}, the rerun {_shown(what)} or with other "
+            "arguments"
+        )
+        replied(_stopped(begun.diverged))
+        return
+    begun.made.add(call.id)
+    if known is None:
+        promises = [Promise(STEP, call.id, body=what.encode())]
+        intent = begun.intent
+        if intent is None:
+            intent = Promise(INTENT, context.call.id, body=encode(_intent(context)))
+            promises.insert(0, intent)
+        record = Record(*activation.id, promises=promises)
+        try:
+            activation.commit(record, None, no_reply, OK, b"")
+        except RayObjectsError as error:  # the disk takes nothing more: nothing has left
+            replied(error)
+            return
+        begun.intent = intent
+        begun.steps[call.id] = what
+    activation.after_sync(send)
+
+
+def _intent(context: CallContext) -> Intent:
+    call = context.call
+    return Intent(
+        call.method,
+        call.encoding,
+        call.args,
+        call.chain,
+        context.now,
+        call.held,
+        call.arguments_hash,
+    )
+
+
+class Intents:
+    """A host's calls that were begun before it, or that did not come to their end."""
+
+    def __init__(self, host: HostCore) -> None:
+        self._host = host
+        self._begun: dict[tuple[ObjectId, str], Begun] = {}
+        self._attempts: dict[tuple[ObjectId, str], int] = {}
+
+    def run_again(self, id: ObjectId, intent: Promise) -> None:
+        """Runs a call again until it ends."""
+        host = self._host
+        entry = (id, intent.key)
+        if intent.failed or entry in self._begun or host.failed is not None:
+            return
+        found = decode_intent(intent.body)
+        if host.clock.now() - found.now > HELD_WINDOW_S:
+            why = "it is so old that those it had called may have forgotten it"
+            host.note(Record(*id, promises=[Promise(INTENT, intent.key, 0.0, intent.body, why)]))
+            return
+        base = child_base(id, intent.key)
+        steps = [
+            step
+            for step in host.ledger.promises_of(id)
+            if step.kind == STEP and step.key.rpartition("/")[0] == base
+        ]
+        self._begun[entry] = Begun.again(intent, steps)
+        host.ledger.forget(intent.key)  # the reply that said that it had failed, if it is retried
+        call = Call(
+            0,
+            *id,
+            found.method,
+            found.encoding,
+            found.args,
+            intent.key,
+            found.chain,
+            held=found.held,
+            arguments_hash=found.arguments_hash,
+        )
+
+        def respond(status: int, body: bytes, sequence: int) -> None:
+            self._begun.pop(entry, None)
+            if host.ledger.promise(id, INTENT, intent.key) is not None and host.failed is None:
+                self.later(id, intent.key)
+            else:
+                self._attempts.pop(entry, None)
+
+        host.submit(call, respond, True, False)
+
+    def later(self, id: ObjectId, call_id: str) -> None:
+        """The call did not come to its end: runs it again after a pause."""
+        entry = (id, call_id)
+        self._attempts[entry] = attempt = self._attempts.get(entry, 0) + 1
+
+        def again() -> None:
+            intent = self._host.ledger.promise(id, INTENT, call_id)
+            if intent is not None:
+                self.run_again(id, intent)
+            else:
+                self._attempts.pop(entry, None)
+
+        self._host.later(UNENDED.pause_s(attempt, self._host.random), again)
+
+    def begun(self, id: ObjectId, call_id: str) -> Begun | None:
+        """What is known of a call that is about to run."""
+        return self._begun.get((id, call_id)) if self._begun else None
+
+
+def child_base(id: ObjectId, call_id: str) -> str:
+    """What the ids of the calls that a call makes begin with. An Idempotency-Key and the id of a
+    schedule are unique within their object only."""
+    return f"{id}:{call_id}" if call_id.startswith(("key:", "schedule:")) else call_id
+
+
+def _stopped(why: str) -> InvalidCall:
+    return InvalidCall(
+        f"the call was cut off by a crash and run again, but {why}: it is stopped, so that nothing "
+        "is applied twice. Make the calls of a method follow from its arguments, the object's "
+        "state, self.now() and self.random; then see `rayobjects intents`",
+        status=500,
+        details={"diverged": True},
+    )
+
+
+def _shown(step: str) -> str:
+    return step.partition("\0")[0]

@@ -1,0 +1,70 @@
+"""When a schedule is due: from what users write to seconds since the epoch."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+
+from rayobjects.errors import InvalidCall
+
+When = datetime | float
+Span = timedelta | float
+
+
+def due_at(now: float, at: When | None, after: Span | None, every: str | None, zone: str) -> float:
+    """The (first) due time, in seconds since the epoch.
+
+    Args:
+        now: likewise.
+
+    Raises:
+        InvalidCall: not one of `at`, `after` and `every` was given, or it cannot be understood.
+    """
+    if sum(each is not None for each in (at, after, every)) != 1:
+        raise InvalidCall("a schedule needs one of at=, after= and every=")
+    if at is not None:
+        if isinstance(at, datetime):
+            if at.tzinfo is None:
+                raise InvalidCall(
+                    f"at={at!r} has no time zone: say datetime(…, tzinfo=UTC), or use self.now()"
+                )
+            return at.timestamp()
+        return _number("at", at)
+    if after is not None:
+        seconds = after.total_seconds() if isinstance(after, timedelta) else after
+        return now + max(0.0, _number("after", seconds))
+    assert every is not None
+    return next_due(every, zone, now)
+
+
+def next_due(every: str, zone: str, after: float) -> float:
+    """The first time behind `after` that a cron expression names (`cronsim`; daylight saving is
+    treated as by Debian's cron).
+
+    Raises:
+        InvalidCall: the expression or the time zone cannot be understood, or names no time.
+    """
+    try:
+        start = datetime.fromtimestamp(after, ZoneInfo(zone))
+    except (ValueError, OSError, KeyError, TypeError, OverflowError) as error:
+        raise InvalidCall(
+            f"there is no time zone {zone!r}: use a name such as 'UTC' or 'Europe/Berlin'"
+        ) from error
+    try:
+        return next(CronSim(every, start)).astimezone(UTC).timestamp()
+    except (CronSimError, AttributeError, TypeError) as error:
+        raise InvalidCall(
+            f"every={every!r} is no cron expression ({error}): minute, hour, day of the month, "
+            "month and day of the week, for example '*/5 * * * *'"
+        ) from error
+    except StopIteration:
+        raise InvalidCall(f"every={every!r} names a day that never comes") from None
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InvalidCall(f"{name}= is a number of seconds or a datetime type, not {value!r}")
+    return float(value)

@@ -204,7 +204,8 @@ def test_a_killed_gateway_is_noticed_within_seconds(served: Served) -> None:
             return float(asked.stdout) if asked.returncode == 0 else 0.0
 
         await until(gone_at)
-        # Two seconds of silence and one to the next look. Without Ray's word it would take ten.
-        assert await gone_at() - killed_at < 8
+        # Two seconds of silence and one to the next look, on a quiet machine. Without Ray's word it
+        # would be ten since its last request, which came every second.
+        assert await gone_at() - killed_at < 9
 
     asyncio.run(main())

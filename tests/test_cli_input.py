@@ -99,7 +99,10 @@ def test_nothing_there(target: str, message: str, capsys: pytest.CaptureFixture[
     assert message in fails(capsys, "serve", target)
 
 
-def test_port_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_port_in_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAYOBJECTS_ADDRESS", raising=False)  # of the tests' cluster
     path = tmp_path / "port_counter.py"
     path.write_text(COUNTER)
     with socket.create_server(("127.0.0.1", 0)) as listener:

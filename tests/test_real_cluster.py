@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -111,6 +112,26 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
                 pass
         sweep(mark, 0)
         shutil.rmtree(directory)
+
+
+def test_a_port_that_is_taken(head: Head, tmp_path: Path) -> None:
+    """Refused before any host is started."""
+    command = [sys.executable, "-m", "rayobjects"]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        options = ["--address", head.address, "--port", port, "--storage", str(tmp_path / "data")]
+        refused = subprocess.run(
+            [*command, "serve", str(EXAMPLES / "counter.py"), *options],
+            env=surroundings(tmp_path) | head.variables,
+            capture_output=True,
+            text=True,
+            timeout=START_S,
+        )
+    assert (refused.returncode, refused.stdout) == (1, "")
+    connecting, error = refused.stderr.splitlines()
+    assert connecting == f"Connecting to {head.address}"
+    assert error.startswith(f"error: port {port} is in use: ")
+    assert not (tmp_path / "data").exists()
 
 
 def test_serve_on_it(head: Head, tmp_path: Path) -> None:

@@ -171,12 +171,14 @@ def _serve_attached(
 ) -> None:
     """Serves on a cluster that runs already, and leaves it running."""
     from rayobjects.runtime import cluster, configuration
+    from rayobjects.serve import run
 
     with progress(f"Connecting to {settings.address}"):
         silence_raylet()
         cluster.connect(settings.address)
     stop.listen()
     log = _hosts_log()
+    run.check_port(settings.host, settings.port)
     ours = configuration.read_configuration() is None
     try:
         with progress("Starting hosts"):
@@ -192,7 +194,8 @@ def _serve_attached(
                 note("Stopped by another process: `rayobjects down`, or the last one that served.")
                 return
     finally:
-        if ours:  # else it failed beside what others run here
+        # Else it has not come so far, or has failed beside what others run here.
+        if ours and configuration.read_configuration() is not None:
             with progress("Stopping"):
                 _stop_objects()
     note("Stopped; the Ray cluster goes on.")

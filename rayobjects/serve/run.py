@@ -96,7 +96,7 @@ def start_gateway(
         )
     loaded = load_pages(pages or {})
     pickled_app, pickled_connect = _by_value(app), _by_value(connect)
-    _check_port(host, port)
+    check_port(host, port)
     if not ray.is_initialized():
         raise Unavailable(
             "this process is not attached to a Ray cluster: call ro.init(…) before the gateway is "
@@ -137,11 +137,13 @@ def start_gateway(
 
 def stop_gateway() -> None:
     """Stops Serve on this cluster, and the gateway with it. Open sockets are closed with 1012."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.shutdown()
 
 
-def _check_port(host: str, port: int) -> None:
-    """HAProxy would fail a minute later, with a message that does not name the port."""
+def check_port(host: str, port: int) -> None:
+    """Raises InvalidCall if another program than this cluster's gateway has the port. HAProxy would
+    fail a minute later, with a message that does not name it."""
     if _is_serving():
         return
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

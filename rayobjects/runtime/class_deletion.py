@@ -19,7 +19,7 @@ from rayobjects.objects.host_core import HostCore
 from rayobjects.objects.ledger import Ledger
 from rayobjects.objects.sockets import farewells
 from rayobjects.runtime.outcome import outcome
-from rayobjects.storage.records import Record
+from rayobjects.storage.records import SCHEDULE, Record
 from rayobjects.storage.shard import Shard
 
 CALLS_END_WITHIN_S = 20.0
@@ -73,8 +73,21 @@ class ShardDeletion:
         if self._epochs is None:
             self._epochs = await self._fence()
         names = await self._shard.list_objects(self._key, limit=PAGE_KEYS_MAX)
+        if not names:
+            names = self._planning()[:PAGE_KEYS_MAX]
         await asyncio.gather(*(self._delete(name, self._epochs.get(name, 0)) for name in names))
         return len(names)
+
+    def _planning(self) -> list[str]:
+        """Objects that have never written anything, and have schedules all the same."""
+        promises = self._shard.promises()
+        return list(
+            dict.fromkeys(
+                id.name
+                for id, promise in promises
+                if id.class_name == self._key and promise.kind == SCHEDULE
+            )
+        )
 
     async def _fence(self) -> dict[str, int]:
         """Takes the objects away from whatever actors they had: those can commit no more."""

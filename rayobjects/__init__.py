@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rayobjects.objects.fields import durable
     from rayobjects.objects.http import Request, Response
     from rayobjects.objects.model import DurableObject, internal
+    from rayobjects.objects.request_context import RequestContext, context, request_context
     from rayobjects.objects.retrying import retries
     from rayobjects.objects.scheduling import Schedule
     from rayobjects.objects.websocket import WebSocket
@@ -38,6 +39,7 @@ _HOMES = {
     "ObjectId": "rayobjects.ids",
     "Overloaded": "rayobjects.errors",
     "RayObjectsError": "rayobjects.errors",
+    "RequestContext": "rayobjects.objects.request_context",
     "Request": "rayobjects.objects.http",
     "Response": "rayobjects.objects.http",
     "Schedule": "rayobjects.objects.scheduling",
@@ -45,11 +47,13 @@ _HOMES = {
     "Stub": "rayobjects.runtime.stubs",
     "Unavailable": "rayobjects.errors",
     "WebSocket": "rayobjects.objects.websocket",
+    "context": "rayobjects.objects.request_context",
     "deploy": "rayobjects.runtime.client",
     "durable": "rayobjects.objects.fields",
     "init": "rayobjects.runtime.client",
     "internal": "rayobjects.objects.model",
     "namespace": "rayobjects.runtime.client",
+    "request_context": "rayobjects.objects.request_context",
     "retries": "rayobjects.objects.retrying",
     "shutdown": "rayobjects.runtime.client",
 }
@@ -65,17 +69,20 @@ __all__ = [
     "Overloaded",
     "RayObjectsError",
     "Request",
+    "RequestContext",
     "Response",
     "Schedule",
     "StorageFailed",
     "Stub",
     "Unavailable",
     "WebSocket",
+    "context",
     "deploy",
     "durable",
     "init",
     "internal",
     "namespace",
+    "request_context",
     "retries",
     "shutdown",
 ]

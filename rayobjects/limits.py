@@ -110,6 +110,11 @@ SCHEDULES_MAX = 10_000
 TOLD_MAX = 10_000
 """Messages of one object that are not delivered yet; beyond, its calls that tell more fail."""
 
+CONTEXT_ENTRIES_MAX = 64
+CONTEXT_BYTES_MAX = 8 * KIB
+"""What a call carries along: as much as W3C's Baggage wants to be passed on. It travels with every
+call of a chain."""
+
 FIRINGS_AT_ONCE_MAX = 100
 """Calls of schedules that are under way in a host at once, so that what came due while it was down
 does not crowd out everybody else."""

@@ -50,6 +50,7 @@ class Call(msgspec.Struct, array_like=True, gc=False):
         chain: the ids (`Class/name`) of the objects that wait for this call, outermost first.
         held: another object makes this call, and says when it will not ask again.
         arguments_hash: of what is called with which arguments, where `id` is given; else 0.
+        context: what it carries along (`objects.carried`); None for nothing.
     """
 
     number: int
@@ -62,6 +63,7 @@ class Call(msgspec.Struct, array_like=True, gc=False):
     chain: tuple[str, ...] = ()
     held: bool = False
     arguments_hash: int = 0
+    context: dict[str, str] | None = None
 
 
 class Reply(msgspec.Struct, array_like=True, gc=False):

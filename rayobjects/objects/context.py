@@ -13,7 +13,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from rayobjects.messages import Call
-from rayobjects.objects import intents
+from rayobjects.objects import carried, intents
 from rayobjects.objects.arguments import hash_of
 from rayobjects.objects.promised import told_to
 from rayobjects.randomness import Random, seeded
@@ -65,6 +65,11 @@ class CallContext:
         return self.call.id
 
     @property
+    def root_id(self) -> str:
+        """The id of the call that this chain of calls began with; "" where it has none."""
+        return intents.root_of(self.activation.id, self.call.id) if self.call.id else ""
+
+    @property
     def chain(self) -> tuple[str, ...]:
         """The objects that wait, outermost first, with the running one last."""
         return (*self.call.chain, str(self.activation.id))
@@ -93,6 +98,7 @@ class CallContext:
         """
         call.id = self.child_id()
         call.chain = self.chain
+        call.context = carried.outgoing(self)
         if call.id:
             call.held = True
             call.arguments_hash = hash_of(call.method, values)
@@ -114,6 +120,7 @@ class CallContext:
                 args,
                 self.now,
                 hash_of(method, values),
+                carried.kept(self),
             )
         )
 

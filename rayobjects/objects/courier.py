@@ -25,6 +25,7 @@ from rayobjects.errors import InvalidCall, MethodError, RayObjectsError, Storage
 from rayobjects.ids import ObjectId
 from rayobjects.limits import HELD_WINDOW_S
 from rayobjects.messages import OK, PICKLE, Call, Reply
+from rayobjects.objects.carried import CALLER
 from rayobjects.objects.promised import decode_told, encode
 from rayobjects.objects.retrying import DEFAULT, Retries
 from rayobjects.storage.records import TELL, Promise, Record
@@ -105,6 +106,7 @@ class Courier:
             id,
             held=True,
             arguments_hash=told.arguments_hash,
+            context={**(told.context or {}), CALLER: str(pair[0])},
         )
         delivery = _Delivery()
         self._submit(

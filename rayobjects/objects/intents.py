@@ -18,6 +18,7 @@ is listed as failed until somebody retries or discards it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -142,6 +143,7 @@ def _intent(context: CallContext) -> Intent:
         context.now,
         call.held,
         call.arguments_hash,
+        call.context,
     )
 
 
@@ -182,6 +184,7 @@ class Intents:
             found.chain,
             held=found.held,
             arguments_hash=found.arguments_hash,
+            context=found.context,
         )
 
         def respond(status: int, body: bytes, sequence: int) -> None:
@@ -216,6 +219,14 @@ def child_base(id: ObjectId, call_id: str) -> str:
     """What the ids of the calls that a call makes begin with. An Idempotency-Key and the id of a
     schedule are unique within their object only."""
     return f"{id}:{call_id}" if call_id.startswith(("key:", "schedule:")) else call_id
+
+
+def root_of(id: ObjectId, call_id: str) -> str:
+    """The id of the call that a chain of calls began with."""
+    return _POSITIONS.sub("", child_base(id, call_id))
+
+
+_POSITIONS = re.compile(r"(/\d+)+$")
 
 
 def _stopped(why: str) -> InvalidCall:

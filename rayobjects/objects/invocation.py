@@ -182,6 +182,7 @@ def _scheduled_invocation(call: Call, activation: Activation) -> Invocation:
     if found is None:
         return Invocation(_nothing, (), {}, False)
     _, plan = found
+    call.context = plan.context
     function = getattr(type(activation.instance), plan.method, None)
     if not callable(function):
         function = _gone(activation, plan.method)

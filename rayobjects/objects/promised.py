@@ -35,6 +35,7 @@ class Plan(msgspec.Struct, array_like=True):
         missed: EACH or LAST.
         planned: the due time that is being kept; `Promise.due` is later while it is retried.
         attempts: how often the method has raised for it.
+        context: what the call carries along: that of the one that has planned it.
     """
 
     method: str
@@ -44,6 +45,7 @@ class Plan(msgspec.Struct, array_like=True):
     missed: str = EACH
     planned: float = 0.0
     attempts: int = 0
+    context: dict[str, str] | None = None
 
 
 class Told(msgspec.Struct, array_like=True):
@@ -55,6 +57,7 @@ class Told(msgspec.Struct, array_like=True):
         at: when it was told, in seconds since the epoch.
         arguments_hash: see `messages.Call`.
         attempts: how often the method has raised.
+        context: what it carries along.
     """
 
     class_name: str
@@ -64,6 +67,7 @@ class Told(msgspec.Struct, array_like=True):
     at: float
     arguments_hash: int = 0
     attempts: int = 0
+    context: dict[str, str] | None = None
 
 
 class Intent(msgspec.Struct, array_like=True):
@@ -76,6 +80,7 @@ class Intent(msgspec.Struct, array_like=True):
     now: float
     held: bool
     arguments_hash: int
+    context: dict[str, str] | None = None
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -85,10 +90,18 @@ decode_intent = msgspec.msgpack.Decoder(Intent).decode
 
 
 def told_to(
-    key: str, class_name: str, name: str, method: str, args: bytes, at: float, hashed: int
+    key: str,
+    class_name: str,
+    name: str,
+    method: str,
+    args: bytes,
+    at: float,
+    hashed: int,
+    context: dict[str, str] | None,
 ) -> Promise:
     """The promise to deliver a message."""
-    return Promise(TELL, key, 0.0, encode(Told(class_name, name, method, args, at, hashed)))
+    told = Told(class_name, name, method, args, at, hashed, context=context)
+    return Promise(TELL, key, 0.0, encode(told))
 
 
 class Promised:

@@ -18,6 +18,7 @@ import msgspec
 from rayobjects.errors import InvalidCall, RayObjectsError, to_wire
 from rayobjects.limits import KEY_BYTES_MAX
 from rayobjects.messages import ERROR, Call
+from rayobjects.objects import carried
 from rayobjects.objects.commit import Respond
 from rayobjects.objects.context import CallContext, current_call
 from rayobjects.objects.promised import EACH, LAST, Plan, decode_plan, encode
@@ -98,7 +99,13 @@ def plan(
         raise InvalidCall(f"a schedule's key is a text of 1 to {KEY_BYTES_MAX:,} bytes")
     due = due_at(context.now, at, after, every, zone)
     body = Plan(
-        name, values.dump_arguments(tuple(args), dict(keywords)), every or "", zone, missed, due
+        name,
+        values.dump_arguments(tuple(args), dict(keywords)),
+        every or "",
+        zone,
+        missed,
+        due,
+        context=carried.kept(context),
     )
     state.promised.put(Promise(SCHEDULE, key, due, encode(body)))
     return key

@@ -1,11 +1,11 @@
 """The request context, as users see it: `ro.context()` reads it, `ro.request_context(…)` sets it.
 
-    with ro.request_context(tenant="acme"):
-        room.say.remote("hello").result()      # the method, and all that it calls, sees
+with ro.request_context(tenant="acme"):
+    room.say.remote("hello").result()      # the method, and all that it calls, sees
 
-    ro.context()["tenant"]                     # "acme"
-    ro.context().caller                        # who called: "Room/lobby", or a client's name
-    ro.context().trace_id                      # the same in the whole chain of calls
+ro.context()["tenant"]                     # "acme"
+ro.context().caller                        # who called: "Room/lobby", or a client's name
+ro.context().trace_id                      # the same in the whole chain of calls
 """
 
 from __future__ import annotations

@@ -45,6 +45,12 @@ def account(version: int) -> type[ro.DurableObject]:
             for number in range(LARGE):
                 self.storage[f"{number:04}"] = number
 
+        def plan(self) -> None:
+            self.schedule(self.pay, 1, after=3600, key="pay")
+
+        def plans(self) -> int:
+            return len(self.scheduled())
+
         def seen(self) -> list[Any]:
             return [version, self.money, self.upgrades, len(self.storage)]
 
@@ -249,6 +255,7 @@ def test_a_deleted_class_is_gone_with_everything(deployed: str) -> None:
     for name in names:
         accounts.get(name).pay.remote(1).result(WITHIN_S)
     accounts.get("never written").seen.remote().result(WITHIN_S)
+    accounts.get(names[2]).plan.remote().result(WITHIN_S)
     with Sockets() as sockets:
         socket = sockets.connect(accounts.get(names[0]))
         asleep = sockets.connect(accounts.get(names[1]))
@@ -267,6 +274,7 @@ def test_a_deleted_class_is_gone_with_everything(deployed: str) -> None:
     ro.deploy(account(2))  # another class of that name begins with nothing
     assert accounts.list() == []
     assert accounts.get(names[0]).seen.remote().result(WITHIN_S) == [2, 0, [], 0]
+    assert accounts.get(names[2]).plans.remote().result(WITHIN_S) == 0
 
 
 def test_a_deletion_that_is_cut_off_is_finished_by_the_next() -> None:

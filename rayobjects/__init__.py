@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from rayobjects.ids import ObjectId
     from rayobjects.objects.fields import durable
+    from rayobjects.objects.filters import Filter, MethodCall
     from rayobjects.objects.http import Request, Response
     from rayobjects.objects.model import DurableObject, internal
     from rayobjects.objects.request_context import RequestContext, context, request_context
@@ -33,7 +34,9 @@ _HOMES = {
     "Deadlock": "rayobjects.errors",
     "DeadlineExceeded": "rayobjects.errors",
     "DurableObject": "rayobjects.objects.model",
+    "Filter": "rayobjects.objects.filters",
     "InvalidCall": "rayobjects.errors",
+    "MethodCall": "rayobjects.objects.filters",
     "MethodError": "rayobjects.errors",
     "Namespace": "rayobjects.runtime.stubs",
     "ObjectId": "rayobjects.ids",
@@ -62,7 +65,9 @@ __all__ = [
     "DeadlineExceeded",
     "Deadlock",
     "DurableObject",
+    "Filter",
     "InvalidCall",
+    "MethodCall",
     "MethodError",
     "Namespace",
     "ObjectId",

@@ -41,6 +41,7 @@ from rayobjects.objects import scheduling
 from rayobjects.objects.chains import chain_error, waited_too_long
 from rayobjects.objects.commit import Aborted, Commit, Redirected, Respond
 from rayobjects.objects.context import CallContext, current_call
+from rayobjects.objects.filters import filtered
 from rayobjects.objects.hooks import run_hook, start
 from rayobjects.objects.invocation import (
     Invocation,
@@ -163,6 +164,8 @@ class Activation:
                     raise circle
             assert self.object_class is not None
             invocation = invocation_of(call, self)
+            if self.host.filters is not None:
+                invocation = filtered(self, call, invocation)
         except RayObjectsError as error:
             body = to_wire(error, with_cause=call.encoding == PICKLE)
             self._reply_unwritten(ERROR, body, respond)

@@ -44,6 +44,7 @@ from rayobjects.objects.activation import Activation
 from rayobjects.objects.catalog import ObjectClass
 from rayobjects.objects.commit import Redirected, Respond
 from rayobjects.objects.courier import Courier, Submit
+from rayobjects.objects.filters import Filter
 from rayobjects.objects.gateways import Gateways
 from rayobjects.objects.host_channel import HostChannel
 from rayobjects.objects.intents import Intents
@@ -106,6 +107,7 @@ class HostCore:
         self.activations: dict[tuple[str, str], Activation] = {}
         self.channels: dict[str, HostChannel] = {}
         self.failed: StorageFailed | None = None
+        self.filters: tuple[Filter, ...] | None = None
         self.released = False
         self._activations_max = activations_max
         self._classes = classes

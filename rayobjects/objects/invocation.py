@@ -17,6 +17,7 @@ from rayobjects import messages
 from rayobjects.errors import InvalidCall, to_wire
 from rayobjects.messages import ERROR, JSON, OK, PICKLE, REQUEST, SCHEDULED, SOCKET, TEXT, Call
 from rayobjects.objects import failures, scheduling
+from rayobjects.objects.filters import Around
 from rayobjects.objects.http import Request, Response
 from rayobjects.storage import values
 
@@ -118,15 +119,15 @@ def _socket_invocation(call: Call, activation: Activation) -> Invocation:
             f"{call.class_name} takes no WebSockets: define on_connect or on_message", status=404
         )
     event = messages.decode_socket_event(call.args)
-    return Invocation(_run_socket_event, (activation, call.method, event), {}, True)
+    return Invocation(_run_socket_event, (activation, call, event), {}, True)
 
 
 async def _run_socket_event(
-    activation: Activation, method: str, event: messages.SocketEvent
+    activation: Activation, call: Call, event: messages.SocketEvent
 ) -> bytes | messages.SocketOpened | None:
     """Runs on_connect, on_message or on_close; returns an encoded refusal, what on_connect has
     agreed on with the client, or None."""
-    object_class, sockets = activation.object_class, activation.sockets
+    method, object_class, sockets = call.method, activation.object_class, activation.sockets
     assert object_class is not None
     if method == "on_connect":
         socket = sockets.opened(event)
@@ -145,6 +146,9 @@ async def _run_socket_event(
             sockets.closed(event.socket)
             arguments = (socket, event.code, event.data.decode("utf-8", "replace"))
     hook = object_class.hook(method)
+    if activation.host.filters is not None:
+        whole = Invocation(getattr(object_class.cls, method), (), {}, True)
+        hook = Around(activation, call, whole)
     if hook is not None:
         result = hook(activation.instance, *arguments)
         if hasattr(result, "__await__"):
@@ -288,4 +292,6 @@ def is_binding_error(error: BaseException) -> bool:
     return trace.tb_frame.f_globals.get("__name__") in _CALLERS
 
 
-_CALLERS = (__name__, "rayobjects.objects.activation")
+_CALLERS = frozenset(
+    {__name__, *(f"rayobjects.objects.{name}" for name in ("activation", "filters"))}
+)

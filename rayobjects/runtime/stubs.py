@@ -13,7 +13,7 @@ from rayobjects.errors import InvalidCall
 from rayobjects.ids import ObjectId, check_object_name
 from rayobjects.limits import CALL_BYTES_MAX, PAGE_KEYS_MAX
 from rayobjects.messages import PICKLE, SYSTEM, Call
-from rayobjects.objects import carried
+from rayobjects.objects import carried, tracing
 from rayobjects.objects.context import current_call
 from rayobjects.runtime import process
 from rayobjects.runtime.response import Response
@@ -218,7 +218,7 @@ def send(
         context.adopt(call, values_of())
     else:
         call.context = carried.outgoing(None)
-    router.submit(call, response._replied, context)
+    router.submit(call, tracing.calling(call, response._replied), context)
     return response
 
 

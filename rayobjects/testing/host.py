@@ -53,6 +53,7 @@ class LocalHost(HostLife):
         clock: None: a `ManualClock`.
         idle_s: after so many seconds without a call objects leave (when `move` says so).
         activations_max: with more live objects than that, the longest idle ones leave.
+        filters: around the calls of methods, as in `ro.init`.
 
     Attributes:
         clock: its clock.

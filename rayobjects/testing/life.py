@@ -27,8 +27,11 @@ from rayobjects.messages import ERROR, Replies, Reply, decode_batch, decode_poll
 from rayobjects.objects.activation import Activation
 from rayobjects.objects.catalog import ObjectClass, describe
 from rayobjects.objects.context import local_router
+from rayobjects.objects.filters import Filter
+from rayobjects.objects.filters import check as check_filters
 from rayobjects.objects.host_core import HostCore
 from rayobjects.objects.model import DurableObject
+from rayobjects.objects.tracing import with_spans
 from rayobjects.storage.files import Files
 from rayobjects.storage.ownership import Claims
 from rayobjects.storage.shard import Shard
@@ -59,7 +62,9 @@ class HostLife:
         clock: Clock | None = None,
         idle_s: float = 60.0,
         activations_max: int = ACTIVATIONS_MAX,
+        filters: Iterable[Filter] = (),
     ) -> None:
+        self._filters = check_filters(filters)
         self.clock = clock if clock is not None else ManualClock()
         self.core: HostCore | None = None
         self.shard: Shard | None = None
@@ -170,6 +175,7 @@ class HostLife:
             suspect=self._suspect,
             submit=self.router.submit,
         )
+        self.core.filters = with_spans(self._filters)
         self.core.begin()
         self._died.clear()
         self._alive.set()

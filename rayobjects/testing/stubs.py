@@ -12,7 +12,7 @@ from rayobjects.errors import InvalidCall, RayObjectsError, from_wire
 from rayobjects.ids import ObjectId, check_object_name
 from rayobjects.limits import CALL_BYTES_MAX
 from rayobjects.messages import OK, PICKLE, SYSTEM, Call, Reply
-from rayobjects.objects import carried
+from rayobjects.objects import carried, tracing
 from rayobjects.objects.context import CallContext, current_call, local_router
 from rayobjects.storage import values
 
@@ -210,5 +210,5 @@ def send(
         context.adopt(call, values_of())
     else:
         call.context = carried.outgoing(None)
-    router.submit(call, response._replied, context)
+    router.submit(call, tracing.calling(call, response._replied), context)
     return response

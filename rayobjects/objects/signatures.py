@@ -181,6 +181,7 @@ def by_name(function: Callable[..., Any], parameters: Parameters) -> Callable[..
             )
         return function(instance, *args, **kwargs)
 
+    setattr(call, "__wrapped__", function)  # noqa: B010  (mypy knows no such attribute)
     return call
 
 

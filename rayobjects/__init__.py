@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from rayobjects.objects.fields import durable
     from rayobjects.objects.filters import Filter, MethodCall
     from rayobjects.objects.http import Request, Response
-    from rayobjects.objects.model import DurableObject, internal
+    from rayobjects.objects.marks import blocking, concurrent, internal
+    from rayobjects.objects.model import DurableObject
     from rayobjects.objects.request_context import RequestContext, context, request_context
     from rayobjects.objects.retrying import retries
     from rayobjects.objects.scheduling import Schedule
@@ -50,11 +51,13 @@ _HOMES = {
     "Stub": "rayobjects.runtime.stubs",
     "Unavailable": "rayobjects.errors",
     "WebSocket": "rayobjects.objects.websocket",
+    "blocking": "rayobjects.objects.marks",
+    "concurrent": "rayobjects.objects.marks",
     "context": "rayobjects.objects.request_context",
     "deploy": "rayobjects.runtime.client",
     "durable": "rayobjects.objects.fields",
     "init": "rayobjects.runtime.client",
-    "internal": "rayobjects.objects.model",
+    "internal": "rayobjects.objects.marks",
     "namespace": "rayobjects.runtime.client",
     "request_context": "rayobjects.objects.request_context",
     "retries": "rayobjects.objects.retrying",
@@ -81,6 +84,8 @@ __all__ = [
     "Stub",
     "Unavailable",
     "WebSocket",
+    "blocking",
+    "concurrent",
     "context",
     "deploy",
     "durable",

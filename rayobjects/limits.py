@@ -110,6 +110,12 @@ SCHEDULES_MAX = 10_000
 TOLD_MAX = 10_000
 """Messages of one object that are not delivered yet; beyond, its calls that tell more fail."""
 
+CONCURRENT_CALLS_MAX = 1_000
+"""Calls of concurrent methods that one object runs at once."""
+
+BLOCKING_THREADS_MAX = 32
+"""Threads of a host for methods that are marked `blocking`; further such calls wait."""
+
 CONTEXT_ENTRIES_MAX = 64
 CONTEXT_BYTES_MAX = 8 * KIB
 """What a call carries along: as much as W3C's Baggage wants to be passed on. It travels with every
@@ -183,9 +189,9 @@ STALLED_S = 3.0
 """A host that has not run its sweep for this long was held up itself, and takes no gateway for
 dead because of it."""
 
-CHAIN_WAIT_S = 30.0
-"""How long a call from another object waits for its turn before it is taken for a deadlock: two
-objects that call each other at the same moment wait for ever."""
+PROBE_EVERY_S = 0.4
+"""A call of another object that has waited so long for its turn, and again after as long, is
+followed to see whether it waits for itself."""
 
 SHARDS_MAX = 4_096
 """Shards of a pool: one for each slot."""

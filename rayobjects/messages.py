@@ -21,6 +21,10 @@ REQUEST = 3
 """`on_request`: arguments are an `HttpRequest`, the reply is an `HttpResponse`."""
 SCHEDULED = 5
 """A schedule is due: the arguments say which, and the object knows what it had planned."""
+TURN = 6
+"""No call: a concurrent method waits for the turn. Never leaves a host."""
+PROBE = 7
+"""No call: asks the host what the call with the id `args` waits for (`objects.deadlocks`)."""
 SYSTEM = 4
 """The runtime's own methods (`state`, `delete`): arguments and reply are JSON."""
 
@@ -50,6 +54,8 @@ class Call(msgspec.Struct, array_like=True, gc=False):
         chain: the ids (`Class/name`) of the objects that wait for this call, outermost first.
         held: another object makes this call, and says when it will not ask again.
         arguments_hash: of what is called with which arguments, where `id` is given; else 0.
+        timeout_s: how long the caller waits for it; 0 for as long as it takes.
+        expires_at: set by the host from that, in its own monotonic seconds; 0 for never.
         context: what it carries along (`objects.carried`); None for nothing.
     """
 
@@ -63,6 +69,8 @@ class Call(msgspec.Struct, array_like=True, gc=False):
     chain: tuple[str, ...] = ()
     held: bool = False
     arguments_hash: int = 0
+    timeout_s: float = 0.0
+    expires_at: float = 0.0
     context: dict[str, str] | None = None
 
 

@@ -25,30 +25,26 @@ from collections.abc import Callable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from rayobjects import messages
 from rayobjects.errors import (
-    InvalidCall,
-    MethodError,
     Overloaded,
     RayObjectsError,
     StorageFailed,
     to_wire,
 )
 from rayobjects.ids import ObjectId
-from rayobjects.limits import CALL_BYTES_MAX, CHAIN_WAIT_S, WAITING_CALLS_MAX
-from rayobjects.messages import ERROR, OK, PICKLE, REDIRECT, SCHEDULED, SOCKET, Call
-from rayobjects.objects import scheduling
-from rayobjects.objects.chains import chain_error, waited_too_long
-from rayobjects.objects.commit import Aborted, Commit, Redirected, Respond
+from rayobjects.limits import CONCURRENT_CALLS_MAX, WAITING_CALLS_MAX
+from rayobjects.messages import ERROR, JSON, PICKLE, REDIRECT, SOCKET, TURN, Call
+from rayobjects.objects import ending
+from rayobjects.objects.chains import chain_error
+from rayobjects.objects.commit import Commit, Redirected, Respond
+from rayobjects.objects.concurrency import Concurrent, cut_off
 from rayobjects.objects.context import CallContext, current_call
 from rayobjects.objects.filters import filtered
 from rayobjects.objects.hooks import run_hook, start
 from rayobjects.objects.invocation import (
     Invocation,
     called,
-    encode_result,
     invocation_of,
-    is_binding_error,
     itself,
 )
 from rayobjects.objects.model import create
@@ -68,6 +64,7 @@ class Activation:
         "_queue",
         "_task",
         "busy",
+        "concurrent",
         "deleted",
         "gone",
         "host",
@@ -76,6 +73,8 @@ class Activation:
         "object_class",
         "outdated",
         "pending",
+        "ready",
+        "running",
         "sockets",
         "state",
         "tail",
@@ -94,6 +93,9 @@ class Activation:
         self.gone = False
         self.outdated = False
         self.deleted = False
+        self.ready = False
+        self.running: CallContext | None = None
+        self.concurrent: dict[Concurrent, None] | None = None
         self.pending = 0
         self.tail: Commit | None = None
         self.used_at = host.now
@@ -103,11 +105,14 @@ class Activation:
     # -- the turn ---------------------------------------------------------------------------
 
     def submit(self, call: Call, respond: Respond) -> None:
-        """Runs the call now if it is the object's turn to, else lets it wait."""
+        """Runs the call now if it is the object's turn to, or if it needs none; else it waits."""
         if not self.busy:
             self.busy = True
             if self._run(call, respond):
                 self._next()
+            return
+        if self.ready and not self.outdated and self._needs_no_turn(call):
+            self._run(call, respond)
             return
         if self._queue is None:
             self._queue = deque()
@@ -126,17 +131,46 @@ class Activation:
                 return
         self._queue.append((call, respond))
         if call.chain:
-            asyncio.get_running_loop().call_later(CHAIN_WAIT_S, self._give_up, call)
+            self.host.deadlocks.watch(self, call)
 
-    def _give_up(self, call: Call) -> None:
-        """A call from another object has waited for very long: probably for itself."""
+    def _needs_no_turn(self, call: Call) -> bool:
+        assert self.object_class is not None
+        return call.method in self.object_class.concurrent and call.encoding in (PICKLE, JSON)
+
+    def waiting(self, call_id: str) -> Call | None:
+        """The call of this id that waits for the turn."""
+        for call, _ in self._queue or ():
+            if call.id == call_id:
+                return call
+        return None
+
+    def give_up(self, call: Call, error: RayObjectsError) -> bool:
+        """Ends a call that waits, or runs and can be ended: it is rolled back, and its caller gets
+        the error. Returns whether there was such a call."""
         for entry in self._queue or ():
             if entry[0] is call:
                 assert self._queue is not None
                 self._queue.remove(entry)
-                error = waited_too_long(self.id, call)
                 entry[1](ERROR, to_wire(error, with_cause=False), 0)
-                return
+                return True
+        for context, task in self._running():
+            if context.call is call and task is not None:
+                context.ending = error
+                task.cancel()
+                return True
+        return False
+
+    def _running(self) -> list[tuple[CallContext, asyncio.Task[None] | None]]:
+        """The calls that run and can be waited for, that with the turn first."""
+        found = [] if self.running is None else [(self.running, self._task)]
+        return found + [(each.context, each.task) for each in self.concurrent or ()]
+
+    def running_call(self, call_id: str) -> CallContext | None:
+        """The call of this id that runs."""
+        for context, _ in self._running():
+            if context.call.id == call_id:
+                return context
+        return None
 
     def _next(self) -> None:
         """The turn is free: gives it to the calls that wait."""
@@ -155,7 +189,9 @@ class Activation:
             self.busy = False
 
     def _run(self, call: Call, respond: Respond) -> bool:
-        """Runs one call; returns whether it has ended (else a task carries on)."""
+        """Runs one call; returns whether the turn is free again (else a task carries on)."""
+        if call.encoding == TURN:
+            return not self._grant(respond)
         invocation: Invocation | None = None
         try:
             if call.chain:
@@ -168,172 +204,112 @@ class Activation:
                 invocation = filtered(self, call, invocation)
         except RayObjectsError as error:
             body = to_wire(error, with_cause=call.encoding == PICKLE)
-            self._reply_unwritten(ERROR, body, respond)
+            self.reply_unwritten(ERROR, body, respond)
+            return True
+        if invocation.concurrent:
+            self._run_beside(call, invocation, respond)
             return True
         begun = self.host.intents.begun(self.id, call.id) if call.id else None
         context = CallContext(call, self, begun)
         self.state.begin()
         if invocation.is_async or self.host.on_lane or not self.state.whole:
-            self._task = asyncio.ensure_future(self._run_slowly(call, invocation, context, respond))
+            self._begin_slowly(invocation, context, respond)
             return False
         token = current_call.set(context)
         try:
             result = invocation.function(*invocation.arguments, **invocation.keywords)
             if type(result) is CoroutineType:  # a decorator hid that it is async
-                self._task = asyncio.ensure_future(
-                    self._run_slowly(
-                        call, Invocation(itself, (result,), {}, True), context, respond
-                    )
-                )
+                self._begin_slowly(Invocation(itself, (result,), {}, True), context, respond)
                 return False
         except BaseException as error:
-            self._failed(call, invocation, context, respond, error)
+            ending.failed(self, context, respond, error)
         else:
-            self._returned(call, invocation, context, respond, result)
+            ending.returned(self, invocation, context, respond, result)
         finally:
             current_call.reset(token)
         return True
 
+    def _begin_slowly(self, invocation: Invocation, context: CallContext, respond: Respond) -> None:
+        self.running = context
+        self._task = asyncio.ensure_future(self._run_slowly(invocation, context, respond))
+
     async def _run_slowly(
-        self, call: Call, invocation: Invocation, context: CallContext, respond: Respond
+        self, invocation: Invocation, context: CallContext, respond: Respond
     ) -> None:
         current_call.set(context)
         try:
             result = await self.invoke(invocation)
         except BaseException as error:
-            self._failed(call, invocation, context, respond, error)
+            ending.failed(self, context, respond, error)
         else:
-            self._returned(call, invocation, context, respond, result)
+            ending.returned(self, invocation, context, respond, result)
         self._task = None
+        self.turn_ended()
+
+    def turn_ended(self) -> None:
+        """Whoever had the turn has ended."""
+        self.running = None
         if not self.gone:
             self._next()
 
+    # -- beside the turn ------------------------------------------------------------------------
+
+    def _run_beside(self, call: Call, invocation: Invocation, respond: Respond) -> None:
+        if self.concurrent is None:
+            self.concurrent = {}
+        if len(self.concurrent) >= CONCURRENT_CALLS_MAX:
+            error = Overloaded(
+                f"{self.id} runs {CONCURRENT_CALLS_MAX:,} concurrent calls: back off"
+            )
+            respond(ERROR, to_wire(error, with_cause=False), 0)
+            return
+        concurrent = Concurrent(self, call, CallContext(call, self), respond)
+        self.concurrent[concurrent] = None
+        concurrent.start(invocation)
+
+    def _grant(self, waiter: Any) -> bool:
+        """Gives the turn to a concurrent call; returns whether that still wants it."""
+        if not waiter.grant():
+            return False
+        self.running = waiter.concurrent.context
+        return True
+
+    def concurrent_ended(
+        self,
+        concurrent: Concurrent,
+        invocation: Invocation,
+        result: Any,
+        error: BaseException | None,
+    ) -> None:
+        """A concurrent call has ended."""
+        assert self.concurrent is not None
+        self.concurrent.pop(concurrent, None)
+        if not self.concurrent:
+            self.concurrent = None
+        self.used_at = self.host.now
+        ending.concurrent_ended(self, concurrent, invocation, result, error)
+
+    def _cut_concurrent(self) -> None:
+        """The object leaves: its concurrent calls begin again elsewhere, or are cut off."""
+        running, self.concurrent = self.concurrent or {}, None
+        for each in running:
+            if not each.cut():
+                error = to_wire(cut_off(self, each.call), with_cause=False)
+                each.respond(ERROR, error, 0)
+            elif not self.host.released:
+                if self._queue is None:
+                    self._queue = deque()
+                self._queue.append((each.call, each.respond))
+
     async def invoke(self, invocation: Invocation) -> Any:
         """Runs the method here, or for an object that reads by key on the host's lane."""
+        if invocation.blocking:
+            return await self.host.threads.run(invocation)
         if self.state.whole and not self.host.on_lane:
             return await called(invocation)
-        return await asyncio.wrap_future(self.host.lane.submit(called(invocation)))
+        return await self.host.lane.run(called(invocation))
 
-    # -- the end of a call --------------------------------------------------------------------
-
-    def _returned(
-        self,
-        call: Call,
-        invocation: Invocation,
-        context: CallContext,
-        respond: Respond,
-        result: Any,
-    ) -> None:
-        if self.gone:
-            return  # the journal failed meanwhile; the call was answered
-        status = OK
-        try:
-            if self.state.aborted is not None:
-                raise Aborted(self.state.aborted)  # whoever has caught it
-            if context.begun is not None:
-                context.begun.check_end()
-            if call.encoding == SCHEDULED:
-                scheduling.ended(self, call)
-            changes = self.state.changes()
-            status, body = encode_result(call, invocation, result)
-            if len(body) > CALL_BYTES_MAX:
-                raise InvalidCall(
-                    f"{self._target(call)} returned {len(body):,} bytes; a reply has at most "
-                    f"{CALL_BYTES_MAX:,}: return less, or page by page"
-                )
-            if changes:
-                if changes.sends:
-                    self.host.gateways.check_outboxes(changes.sends)
-                if changes.promises:
-                    self.host.check_told(self.id, changes.promises)
-                record = Record(
-                    self.id.class_name,
-                    self.id.name,
-                    call.id,
-                    status,
-                    body,
-                    self.host.now,
-                    changes.writes,
-                    changes.clear,
-                    changes.delete,
-                    changes.sockets,
-                    changes.sends,
-                    promises=changes.promises,
-                )
-                self.commit_end(record, context, respond)
-                self.state.commit()
-                return
-        except BaseException as error:  # also a __reduce__ or model_dump of the user's that raises
-            self._failed(call, invocation, context, respond, error)
-            return
-        self.state.commit()
-        self._reply(status, body, context, respond)
-
-    def _failed(
-        self,
-        call: Call,
-        invocation: Invocation,
-        context: CallContext,
-        respond: Respond,
-        error: BaseException,
-    ) -> None:
-        if self.gone:
-            return
-        self.state.rollback()
-        wrapped: RayObjectsError
-        if context.begun is not None:
-            try:
-                context.begun.check_end()
-            except InvalidCall as stopped:
-                error = stopped
-        if self.state.aborted is not None:
-            self.outdated = True
-            text = f"{self._target(call)} was ended by abort: {self.state.aborted}"
-            wrapped = MethodError(text, cause_type="Aborted")
-        elif is_binding_error(error):
-            wrapped = InvalidCall(f"{self._target(call)}: {error}")
-        elif isinstance(error, RayObjectsError):
-            wrapped = error
-        else:
-            wrapped = self.host.raised(self._target(call), error)
-        if call.encoding == SOCKET and call.method == "on_close":
-            self._close_alone(call, context, respond, wrapped)
-            return
-        if call.encoding == SCHEDULED and scheduling.raised(self, context, respond, wrapped):
-            return
-        self._reply(ERROR, to_wire(wrapped, with_cause=call.encoding == PICKLE), context, respond)
-
-    def _close_alone(
-        self, call: Call, context: CallContext, respond: Respond, error: RayObjectsError
-    ) -> None:
-        """on_close raised, so what it wrote is rolled back; but the socket is gone all the same."""
-        if not isinstance(error, MethodError):  # that one has been logged
-            self.host.report(error.message)
-        self.state.begin()
-        self.sockets.closed(messages.decode_socket_event(call.args).socket)
-        changes = self.state.changes()
-        record = Record(*self.id, call.id, OK, b"", self.host.now, sockets=changes.sockets)
-        try:
-            self.commit_end(record, context, respond)
-        except RayObjectsError as failure:
-            self.state.rollback()
-            self._reply_unwritten(ERROR, to_wire(failure, with_cause=False), respond)
-        else:
-            self.state.commit()
-
-    def _reply(self, status: int, body: bytes, context: CallContext, respond: Respond) -> None:
-        """Replies to a call that changed nothing here. If it called others, its reply is journaled
-        all the same: a repetition must not call them again once their replies are forgotten."""
-        if context.made_calls and context.call.id:
-            record = Record(*self.id, context.call.id, status, body, self.host.now)
-            try:
-                self.commit_end(record, context, respond)
-            except RayObjectsError as error:
-                self._reply_unwritten(ERROR, to_wire(error, with_cause=False), respond)
-                if context.begun is not None and context.begun.intent is not None:
-                    self.host.intents.later(self.id, context.call.id)
-        else:
-            self._reply_unwritten(status, body, respond)
+    # -- the way to the disk --------------------------------------------------------------------
 
     def commit_end(self, record: Record, context: CallContext, respond: Respond) -> None:
         """Commits the record with which a call ends."""
@@ -345,7 +321,7 @@ class Activation:
             record.promises = [*record.promises, *ending]
         self.commit(record, context, respond, record.status, record.reply)
 
-    def _reply_unwritten(self, status: int, body: bytes, respond: Respond) -> None:
+    def reply_unwritten(self, status: int, body: bytes, respond: Respond) -> None:
         """Replies to a call that wrote nothing, when all that it may have seen is on disk."""
 
         def follow(error: StorageFailed | None) -> None:
@@ -398,7 +374,7 @@ class Activation:
 
     def settled(self) -> None:
         """Everything committed is on disk."""
-        if not self.busy:
+        if not self.busy and not self.concurrent:
             self.state.trim()
             if self.state.grown:
                 self.outdated = True  # too large by now to be held whole
@@ -416,6 +392,7 @@ class Activation:
             self.sockets = Sockets(self.state, loaded.sockets)
             self.instance = create(self.object_class.cls, self.shown, self.state, self.sockets)
             await start(self, loaded)
+            self.ready = True
         except Redirected:
             self._refuse(REDIRECT, b"")
         except RayObjectsError as error:
@@ -450,6 +427,7 @@ class Activation:
     def _leave(self) -> None:
         if self.gone:
             return
+        self._cut_concurrent()
         stops = self.object_class is not None and self.object_class.hook("on_stop") is not None
         if stops and not self.deleted and self.state.aborted is None:  # it must not come back
             self._task = asyncio.ensure_future(self._stop())
@@ -479,11 +457,19 @@ class Activation:
         if self._task is not None:
             self._task.cancel()
             self._task = None
+        running, self.concurrent = self.concurrent or {}, None
+        for each in running:
+            each.cut()
         queue, self._queue = self._queue, None
         for _, respond in queue or ():
             error = self.host.ledger.failed
             assert error is not None
             respond(ERROR, to_wire(error, with_cause=False), 0)
+
+    @property
+    def occupied(self) -> bool:
+        """Whether any call runs."""
+        return self.busy or bool(self.concurrent)
 
     # -- words ----------------------------------------------------------------------------------
 
@@ -491,6 +477,3 @@ class Activation:
     def shown(self) -> ObjectId:
         """The id as users know it."""
         return self.object_class.shown(self.id) if self.object_class is not None else self.id
-
-    def _target(self, call: Call) -> str:
-        return f"{self.shown}.{call.method}"

@@ -41,6 +41,18 @@ def hash_of_json(method: str, body: bytes) -> int:
         return 0
 
 
+def check_timeout(timeout_s: float) -> float:
+    """The seconds that a call has, if they can be meant.
+
+    Raises:
+        InvalidCall: that is no positive number.
+    """
+    number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
+    if not number or not 0 < timeout_s < float("inf"):
+        raise InvalidCall(f"timeout_s is a positive number of seconds, not {timeout_s!r}")
+    return float(timeout_s)
+
+
 def differ(one: int, other: int) -> bool:
     """Whether two hashes show that the calls are not the same."""
     return bool(one and other and one != other)

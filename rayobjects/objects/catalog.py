@@ -18,7 +18,8 @@ import msgspec
 from rayobjects.errors import InvalidCall
 from rayobjects.ids import ObjectId
 from rayobjects.objects.fields import Field, fields_of
-from rayobjects.objects.model import HOOKS, DurableObject, is_internal, options_of
+from rayobjects.objects.marks import BLOCKING, CONCURRENT, INTERNAL, is_marked
+from rayobjects.objects.model import HOOKS, DurableObject, options_of
 from rayobjects.objects.pickling import digest_of, is_user_module
 from rayobjects.objects.pickling import load_classes as load_classes
 from rayobjects.objects.pickling import pickle_classes as pickle_classes
@@ -98,9 +99,21 @@ class Method:
         function: takes the instance, then the arguments, all of them also by name.
         is_async: it returns an awaitable.
         internal: it cannot be called over HTTP.
+        concurrent: it runs without the object's turn.
+        blocking: it runs on a thread.
     """
 
-    __slots__ = ("_owner", "_parser", "_raw", "function", "internal", "is_async", "name")
+    __slots__ = (
+        "_owner",
+        "_parser",
+        "_raw",
+        "blocking",
+        "concurrent",
+        "function",
+        "internal",
+        "is_async",
+        "name",
+    )
 
     def __init__(self, owner: type[DurableObject], name: str, function: Callable[..., Any]) -> None:
         self._owner = owner
@@ -112,7 +125,9 @@ class Method:
             self.function = by_name(function, parameters_of(function, owner))
         # A plain function around a coroutine function returns what that one returns.
         self.is_async = any(map(inspect.iscoroutinefunction, (function, inspect.unwrap(function))))
-        self.internal = is_internal(function)
+        self.internal = is_marked(function, INTERNAL)
+        self.concurrent = is_marked(function, CONCURRENT)
+        self.blocking = is_marked(function, BLOCKING)
 
     def parse_json(self, body: bytes) -> dict[str, Any]:
         """Checks arguments that came as JSON against the signature.
@@ -140,9 +155,10 @@ class ObjectClass:
         info: what everybody knows of it.
         fields: its durable attributes, by name.
         methods: its methods, by name.
+        concurrent: the names of those that run without the object's turn.
     """
 
-    __slots__ = ("_hooks", "cls", "fields", "info", "methods")
+    __slots__ = ("_hooks", "cls", "concurrent", "fields", "info", "methods")
 
     def __init__(self, cls: type[DurableObject], info: ClassInfo) -> None:
         self.cls = cls
@@ -151,6 +167,9 @@ class ObjectClass:
         self.methods = {
             name: Method(cls, name, function) for name, function in methods_of(cls).items()
         }
+        self.concurrent = frozenset(
+            name for name, method in self.methods.items() if method.concurrent
+        )
         self._hooks = hooks_of(cls)
 
     def shown(self, id: ObjectId) -> ObjectId:
@@ -202,7 +221,7 @@ def describe(cls: type[DurableObject]) -> ClassInfo:
         name: MethodInfo(
             name=name,
             doc=inspect.getdoc(function) or "",
-            internal=is_internal(function),
+            internal=is_marked(function, INTERNAL),
             parameters=schemas.parameters[name],
             returns=schemas.returns[name],
             stream=_is_stream(function),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rayobjects.errors import Deadlock, InvalidCall, RayObjectsError
 from rayobjects.ids import ObjectId
-from rayobjects.limits import CHAIN_DEPTH_MAX, CHAIN_WAIT_S
+from rayobjects.limits import CHAIN_DEPTH_MAX
 from rayobjects.messages import Call
 
 
@@ -22,11 +22,3 @@ def chain_error(id: ObjectId, call: Call) -> RayObjectsError | None:
             f"other; at most {CHAIN_DEPTH_MAX} may"
         )
     return None
-
-
-def waited_too_long(id: ObjectId, call: Call) -> Deadlock:
-    """The error for a call that has waited for very long: probably for itself."""
-    return Deadlock(
-        f"{id}.{call.method} has waited {CHAIN_WAIT_S:g} s for its turn, called by "
-        f"{call.chain[-1]}: the two may be waiting for each other"
-    )

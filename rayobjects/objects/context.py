@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+from rayobjects.errors import RayObjectsError
 from rayobjects.messages import Call
 from rayobjects.objects import carried, intents
 from rayobjects.objects.arguments import hash_of
@@ -20,6 +21,7 @@ from rayobjects.randomness import Random, seeded
 
 if TYPE_CHECKING:
     from rayobjects.objects.activation import Activation
+    from rayobjects.objects.concurrency import Concurrent
 
 NO_CALL = Call(0, "", "", "", 0, b"")
 """Stands for what the runtime runs by itself (on_start, on_stop)."""
@@ -32,6 +34,9 @@ class CallContext:
         call: the running call; its id is "" where it has none.
         now: when it first began, in seconds since the epoch.
         begun: what is journaled of it; None until it calls another object.
+        concurrent: how it runs without the object's turn; None if it has that.
+        ending: why it is being cancelled; None while it is not.
+        awaits: id → (class, name) of the calls that it made and awaits at this moment.
     """
 
     __slots__ = (
@@ -41,8 +46,11 @@ class CallContext:
         "_position",
         "_random",
         "activation",
+        "awaits",
         "begun",
         "call",
+        "concurrent",
+        "ending",
         "now",
     )
 
@@ -52,6 +60,9 @@ class CallContext:
         self.call = call
         self.activation = activation
         self.begun = begun
+        self.concurrent: Concurrent | None = None
+        self.ending: RayObjectsError | None = None
+        self.awaits: dict[str, tuple[str, str]] = {}
         self.now = activation.host.now if begun is None else begun.now
         self._children: list[Callable[[], None]] | None = None
         self._ended = False
@@ -99,6 +110,9 @@ class CallContext:
         call.id = self.child_id()
         call.chain = self.chain
         call.context = carried.outgoing(self)
+        if self.call.expires_at:  # whoever waits for this call waits no longer for that one
+            left_s = max(0.001, self.call.expires_at - self.activation.host.clock.monotonic())
+            call.timeout_s = min(call.timeout_s or left_s, left_s)
         if call.id:
             call.held = True
             call.arguments_hash = hash_of(call.method, values)
@@ -110,6 +124,11 @@ class CallContext:
             args: pickled `(args, kwargs)`; `values` is the same, not pickled.
         """
         activation = self.activation
+        if self.concurrent is not None and not self.concurrent.holds:
+            raise RuntimeError(
+                f"{activation.id}: a concurrent method tells others something in a block that has "
+                "the turn: `async with self.turn():`"
+            )
         activation.state.check_running()
         activation.state.promised.put(
             told_to(
@@ -127,7 +146,7 @@ class CallContext:
     def leave(self, call: Call, send: Callable[[], None], replied: Callable[[Any], None]) -> None:
         """Runs `send`, which sends a call that this one makes, once everything is on disk that the
         object has committed (guarantee 4), and that this call is made (guarantee 5)."""
-        if self.call.id:
+        if self.call.id and self.concurrent is None:  # such a call is not run again by its host
             intents.leave(self.activation, self, call, send, replied)
         else:
             self.activation.after_sync(send)

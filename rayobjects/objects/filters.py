@@ -102,8 +102,8 @@ class MethodCall:
 
     @arguments.setter
     def arguments(self, values: dict[str, Any]) -> None:
-        bound = inspect.BoundArguments(_signature_of(self.function), {})  # type: ignore[arg-type]
-        bound.arguments = dict(values)  # type: ignore[assignment]
+        bound = inspect.BoundArguments(_signature_of(self.function), {})
+        bound.arguments = dict(values)
         self._bound = bound
 
     @property
@@ -137,7 +137,7 @@ def filtered(activation: Activation, call: Call, invocation: Invocation) -> Invo
     if call.encoding in (SYSTEM, SOCKET) or not invocation.arguments:
         return invocation  # those of sockets are around their hooks
     around = Around(activation, call, invocation)
-    return invocation._replace(function=around, is_async=True)
+    return invocation._replace(function=around, is_async=True, blocking=False)
 
 
 class Around:
@@ -182,6 +182,8 @@ class Around:
         else:
             self._call.context = None
         invocation = call.invocation()
+        if invocation.blocking:
+            return await self._activation.host.threads.run(invocation)
         result = invocation.function(*invocation.arguments, **invocation.keywords)
         return await result if hasattr(result, "__await__") else result
 

@@ -71,15 +71,8 @@ async def run_hook(activation: Activation, name: str, *arguments: object) -> Non
         await activation.invoke(Invocation(function, (activation.instance, *arguments), {}, True))
         changes = state.changes()
         if (changes or name == UPGRADE) and not activation.gone:
-            record = Record(
-                *activation.id,
-                writes=changes.writes,
-                clear=changes.clear,
-                delete=changes.delete,
-                sockets=changes.sockets,
-                sends=changes.sends,
-                promises=changes.promises,
-            )
+            record = Record(*activation.id)
+            changes.write_into(record)
             activation.commit(record, context, no_reply, OK, b"")
         else:
             context.ended()

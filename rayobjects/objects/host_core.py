@@ -17,6 +17,7 @@ from typing import Protocol
 
 from rayobjects.clock import Clock
 from rayobjects.errors import (
+    DeadlineExceeded,
     MethodError,
     Overloaded,
     RayObjectsError,
@@ -34,6 +35,8 @@ from rayobjects.limits import (
 from rayobjects.messages import (
     ERROR,
     JSON,
+    OK,
+    PROBE,
     Batch,
     Call,
     Poll,
@@ -42,8 +45,10 @@ from rayobjects.messages import (
 from rayobjects.objects import arguments
 from rayobjects.objects.activation import Activation
 from rayobjects.objects.catalog import ObjectClass
+from rayobjects.objects.changes import Changes
 from rayobjects.objects.commit import Redirected, Respond
 from rayobjects.objects.courier import Courier, Submit
+from rayobjects.objects.deadlocks import Deadlocks
 from rayobjects.objects.filters import Filter
 from rayobjects.objects.gateways import Gateways
 from rayobjects.objects.host_channel import HostChannel
@@ -51,6 +56,7 @@ from rayobjects.objects.intents import Intents
 from rayobjects.objects.lane import Lane
 from rayobjects.objects.ledger import Ledger
 from rayobjects.objects.scheduler import Scheduler
+from rayobjects.objects.threads import Threads
 from rayobjects.randomness import seeded
 from rayobjects.storage.records import INTENT, SCHEDULE, STEP, TELL, Promise, Record
 
@@ -100,7 +106,9 @@ class HostCore:
         self.ledger = ledger
         self.clock = clock
         self.incarnation = incarnation
+        self.loop = asyncio.get_running_loop()
         self.lane = Lane()
+        self.threads = Threads()
         self.on_lane = on_lane
         self.now = clock.now()
         self.idle_s = idle_s
@@ -116,6 +124,8 @@ class HostCore:
         self._promise_keys = 0
         self.random = seeded(incarnation)
         self.intents = Intents(self)
+        self.deadlocks = Deadlocks(self)
+        self.submit_elsewhere = submit
         self.scheduler = Scheduler(self)
         self.courier = Courier(self, submit)
         self._by_id: dict[tuple[str, str, str], _UnderWay] = {}
@@ -187,7 +197,12 @@ class HostCore:
             explicit: the call id was given by the caller, so another call may have the same.
             resent: an earlier process may have finished it.
         """
+        if call.encoding == PROBE:
+            respond(OK, self.deadlocks.answer(call), 0)
+            return
         key = (call.class_name, call.name)
+        if call.timeout_s:
+            respond = self._limited(call, respond)
         if explicit and call.encoding == JSON and not call.arguments_hash:
             call.arguments_hash = arguments.hash_of_json(call.method, call.args)
         if explicit or resent:
@@ -214,6 +229,37 @@ class HostCore:
             self._by_id[by_id] = _UnderWay(call.arguments_hash, respond)
             respond = _RespondAll(self._by_id, by_id)
         self.resubmit(call, respond)
+
+    def _limited(self, call: Call, respond: Respond) -> Respond:
+        """Sees to it that a call ends in time."""
+        call.expires_at = self.clock.monotonic() + call.timeout_s
+
+        def expired() -> None:
+            error = DeadlineExceeded(
+                f"{call.class_name}/{call.name}.{call.method} did not end within the "
+                f"{call.timeout_s:g} s that its caller had for it: it was rolled back"
+            )
+            self.cancel(ObjectId(call.class_name, call.name), call.id, error)
+
+        timer = self.loop.call_later(call.timeout_s, expired)
+
+        def in_time(status: int, body: bytes, sequence: int) -> None:
+            timer.cancel()
+            respond(status, body, sequence)
+
+        return in_time
+
+    def cancel(self, id: ObjectId, call_id: str, error: RayObjectsError) -> bool:
+        """Ends a call that waits, or whose method awaits something: it is rolled back, and its
+        caller gets the error. Returns whether that could be done."""
+        activation = self.activations.get((id[0], id[1]))
+        if activation is None:
+            return False
+        call = activation.waiting(call_id)
+        if call is None:
+            running = activation.running_call(call_id)
+            call = running.call if running is not None else None
+        return call is not None and activation.give_up(call, error)
 
     def resubmit(self, call: Call, respond: Respond) -> None:
         """Hands a call to its object's activation, making one where there is none."""
@@ -274,9 +320,11 @@ class HostCore:
         """Whether something is under way that no activation shows."""
         return self.courier.busy
 
-    def check_told(self, id: ObjectId, promises: list[Promise]) -> None:
-        """Raises Overloaded where too many messages of an object are not delivered yet."""
-        told = sum(promise.kind == TELL and promise.open for promise in promises)
+    def check(self, id: ObjectId, changes: Changes) -> None:
+        """Raises Overloaded where too much of what the object sends has not arrived yet."""
+        if changes.sends:
+            self.gateways.check_outboxes(changes.sends)
+        told = sum(promise.kind == TELL and promise.open for promise in changes.promises)
         if told and self.courier.waiting(id) + told > TOLD_MAX:
             raise Overloaded(
                 f"{TOLD_MAX:,} messages that {id} has told others are not delivered yet: back off"
@@ -349,7 +397,7 @@ class HostCore:
         now = self.clock.monotonic()
         idle_since = self.now - self.idle_s
         for activation in list(self.activations.values()):
-            if activation.used_at <= idle_since and not activation.busy:
+            if activation.used_at <= idle_since and not activation.occupied:
                 activation.retire()
         self.gateways.sweep(now)
         for name, channel in list(self.channels.items()):
@@ -373,7 +421,7 @@ class HostCore:
 
     def _make_room(self) -> None:
         """Too many live objects: a tenth of them leaves, the longest idle first."""
-        idle = [activation for activation in self.activations.values() if not activation.busy]
+        idle = [activation for activation in self.activations.values() if not activation.occupied]
         idle.sort(key=lambda activation: activation.used_at)
         for activation in idle[: max(1, self._activations_max // 10)]:
             activation.retire()
@@ -400,6 +448,7 @@ class HostCore:
         self._keep_nothing()
         self._abandon_channels()
         self.lane.close()
+        self.threads.close()
 
     def _keep_nothing(self) -> None:
         """What is promised is for the next one to keep."""

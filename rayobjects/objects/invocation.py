@@ -19,6 +19,7 @@ from rayobjects.messages import ERROR, JSON, OK, PICKLE, REQUEST, SCHEDULED, SOC
 from rayobjects.objects import failures, scheduling
 from rayobjects.objects.filters import Around
 from rayobjects.objects.http import Request, Response
+from rayobjects.objects.marks import BLOCKING, is_marked
 from rayobjects.storage import values
 
 if TYPE_CHECKING:
@@ -26,12 +27,20 @@ if TYPE_CHECKING:
 
 
 class Invocation(NamedTuple):
-    """A function with its arguments. `is_async`: it must run in a task."""
+    """A function with its arguments.
+
+    Attributes:
+        is_async: it must run in a task.
+        concurrent: it runs without the object's turn.
+        blocking: it runs on a thread.
+    """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     is_async: bool
+    concurrent: bool = False
+    blocking: bool = False
 
 
 def invocation_of(call: Call, activation: Activation) -> Invocation:
@@ -62,7 +71,14 @@ def invocation_of(call: Call, activation: Activation) -> Invocation:
             arguments = (activation.instance, *arguments)
         else:
             arguments, keywords = (activation.instance,), method.parse_json(call.args)
-        return Invocation(method.function, arguments, keywords, method.is_async)
+        return Invocation(
+            method.function,
+            arguments,
+            keywords,
+            method.is_async or method.blocking,
+            method.concurrent,
+            method.blocking,
+        )
     if encoding == SOCKET:
         return _socket_invocation(call, activation)
     if encoding == SCHEDULED:
@@ -195,7 +211,10 @@ def _scheduled_invocation(call: Call, activation: Activation) -> Invocation:
     except Exception as error:
         function = _gone(activation, plan.method, f"its arguments could not be unpickled: {error}")
         arguments, keywords = (), {}
-    return Invocation(function, (activation.instance, *arguments), keywords, True)
+    blocking = is_marked(function, BLOCKING)
+    return Invocation(
+        function, (activation.instance, *arguments), keywords, True, blocking=blocking
+    )
 
 
 def _nothing() -> None:
@@ -293,5 +312,5 @@ def is_binding_error(error: BaseException) -> bool:
 
 
 _CALLERS = frozenset(
-    {__name__, *(f"rayobjects.objects.{name}" for name in ("activation", "filters"))}
+    {__name__, *(f"rayobjects.objects.{name}" for name in ("activation", "filters", "threads"))}
 )

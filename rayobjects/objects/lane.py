@@ -21,14 +21,31 @@ class Lane:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Runs the coroutine on the lane."""
+    async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Runs the coroutine on the lane. One that is cancelled may still do something before it
+        ends, and until then the object is being written: so this ends no sooner either."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             threading.Thread(
                 target=self._loop.run_forever, name="rayobjects-lane", daemon=True
             ).start()
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        lane = self._loop
+        running: list[asyncio.Task[T]] = []
+        ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def begin() -> None:
+            task = lane.create_task(coroutine)
+            running.append(task)
+            task.add_done_callback(lambda _: ended.set_result(None))
+
+        lane.call_soon_threadsafe(begin)
+        waiting = asyncio.wrap_future(ended)
+        while not waiting.done():
+            try:
+                await asyncio.wait([waiting])
+            except asyncio.CancelledError:
+                lane.call_soon_threadsafe(lambda: running[0].cancel())
+        return running[0].result()
 
     def close(self) -> None:
         """Ends the thread after what runs now."""

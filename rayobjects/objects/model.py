@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar
 import msgspec
 
 from rayobjects.ids import ObjectId
-from rayobjects.objects import scheduling
+from rayobjects.objects import marks, scheduling
 from rayobjects.objects.fields import Field
 from rayobjects.objects.scheduling import Schedule
 from rayobjects.objects.sockets import Sockets
@@ -24,6 +24,7 @@ from rayobjects.objects.websocket import WebSocket
 from rayobjects.randomness import Random
 
 if TYPE_CHECKING:
+    from rayobjects.objects.concurrency import Turn
     from rayobjects.objects.http import Request
     from rayobjects.objects.state import State
 
@@ -37,8 +38,6 @@ HOOKS = (
 """Methods that the runtime calls, and nobody else."""
 
 HOSTINGS = ("shared", "dedicated")
-
-_INTERNAL = "__rayobjects_internal__"
 
 _RESERVED = frozenset({"id", "storage", "sockets", "random"})
 
@@ -88,6 +87,7 @@ class DurableObject:
         for name, value in vars(cls).items():
             if name in _RESERVED or (isinstance(value, Field) and name in HOOKS):
                 raise TypeError(f"{cls.__name__}.{name} is the runtime's: choose another name")
+        marks.check(cls, HOOKS)
         if "__init__" in vars(cls):
             _check_init(cls)
 
@@ -136,6 +136,25 @@ class DurableObject:
             RuntimeError: no call is under way.
         """
         self._durable_state.abort(str(reason))
+
+    def turn(self) -> Turn:
+        """The object's turn, for a method that is marked `@ro.concurrent`:
+
+            async with self.turn():
+                self.count += 1
+
+        Waits until no other call has it. In the block the method reads and writes as others do,
+        and what it wrote is committed when the block ends, or rolled back if it raises. In a
+        method that has the turn anyway it changes nothing.
+
+        Raises:
+            RuntimeError: no call is under way, or this one has taken the turn already.
+            Overloaded: too many calls wait for it.
+        """
+        from rayobjects.objects.concurrency import Turn  # which makes faces of this class
+
+        context = scheduling.running()
+        return Turn(context.concurrent, context.activation.host.loop)
 
     def schedule(
         self,
@@ -238,17 +257,6 @@ class DurableObject:
 
     def __repr__(self) -> str:
         return f"<{self._durable_id}>"
-
-
-def internal(function: F) -> F:
-    """Marks a method that cannot be called over HTTP or WebSocket; stubs may call it."""
-    setattr(function, _INTERNAL, True)
-    return function
-
-
-def is_internal(function: Callable[..., Any]) -> bool:
-    """Whether a method is marked with `internal`."""
-    return bool(getattr(function, _INTERNAL, False))
 
 
 def options_of(cls: type[DurableObject]) -> ClassOptions:

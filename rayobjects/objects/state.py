@@ -27,12 +27,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
-import msgspec
-
 from rayobjects.errors import InvalidCall, StorageFailed
 from rayobjects.ids import ObjectId
 from rayobjects.limits import CHANGES_BYTES_MAX, PAGE_KEYS_MAX
-from rayobjects.messages import Send
+from rayobjects.objects.changes import NO_CHANGES, Changes
 from rayobjects.objects.commit import Aborted
 from rayobjects.objects.committed import Committed
 from rayobjects.objects.fields import IMMUTABLE, Entry, Field, is_immutable
@@ -46,8 +44,6 @@ from rayobjects.storage.records import (
     ITEM,
     PICKLE,
     Loaded,
-    Promise,
-    SocketChange,
     Write,
 )
 from rayobjects.storage.values import decode_value, encode_value
@@ -55,35 +51,6 @@ from rayobjects.storage.values import decode_value, encode_value
 READ = 0
 SET = 1
 GONE = 2
-
-
-class Changes(msgspec.Struct, gc=False):
-    """What a call changed: goes into its record as it is.
-
-    Attributes:
-        writes: the changed keys.
-        clear: the storage keys are deleted before `writes`.
-        sockets: the changed sockets.
-        sends: messages for sockets.
-        delete: the object is deleted, with all that it had.
-        promises: schedules and told messages.
-    """
-
-    writes: list[Write]
-    clear: bool
-    sockets: list[SocketChange]
-    sends: list[Send]
-    delete: bool = False
-    promises: list[Promise] = []
-
-    def __bool__(self) -> bool:
-        return bool(
-            self.writes or self.clear or self.delete or self.sockets or self.sends or self.promises
-        )
-
-
-NO_CHANGES = Changes([], False, [], [])
-"""Shared by all calls that changed nothing: leave it as it is."""
 
 
 class State:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rayobjects.errors import (
@@ -18,9 +19,13 @@ from rayobjects.messages import OK, PICKLE, Reply
 from rayobjects.storage import values
 
 if TYPE_CHECKING:
+    from rayobjects.objects.context import CallContext
     from rayobjects.runtime.router import Router
 
 T = TypeVar("T")
+
+EXPIRED_GRACE_S = 1.0
+"""The host ends a call at its deadline; for so long its answer may be on its way."""
 
 
 class Response(Generic[T]):
@@ -30,14 +35,41 @@ class Response(Generic[T]):
     the call.
     """
 
-    __slots__ = ("_called", "_encoding", "_outcome", "_router", "_waiters")
+    __slots__ = (
+        "_called",
+        "_caller",
+        "_encoding",
+        "_outcome",
+        "_router",
+        "_waiters",
+    )
 
-    def __init__(self, router: Router, called: tuple[str, str, str], encoding: int) -> None:
+    def __init__(
+        self,
+        router: Router,
+        called: tuple[str, str, str],
+        encoding: int,
+        caller: tuple[CallContext, str] | None = None,
+    ) -> None:
         self._router = router
         self._called = called
         self._encoding = encoding
         self._outcome: Reply | RayObjectsError | None = None
         self._waiters: list[Any] = []
+        self._caller = caller  # the running call that made it, and the id that it gave it
+
+    @contextmanager
+    def _awaited(self) -> Iterator[None]:
+        """While somebody waits for it: the running call waits for that object (`deadlocks`)."""
+        if self._caller is None:
+            yield
+            return
+        context, call_id = self._caller
+        context.awaits[call_id] = self._called[:2]
+        try:
+            yield
+        finally:
+            context.awaits.pop(call_id, None)
 
     @property
     def _target(self) -> str:
@@ -66,11 +98,12 @@ class Response(Generic[T]):
                 )
             event = threading.Event()
             self._waiters.append(event)
-            if self._outcome is None and not event.wait(timeout_s):
-                raise DeadlineExceeded(
-                    f"{self._target} has not answered within {timeout_s:g} s; it may still take "
-                    "effect: ask this response again"
-                )
+            with self._awaited():
+                if self._outcome is None and not event.wait(timeout_s):
+                    raise DeadlineExceeded(
+                        f"{self._target} has not answered within {timeout_s:g} s; it may still "
+                        "take effect: ask this response again"
+                    )
         return self._unpacked()
 
     def __await__(self) -> Generator[Any, None, T]:
@@ -81,10 +114,21 @@ class Response(Generic[T]):
             # The other thread sets the outcome first and looks at the waiters second, this one
             # adds the waiter first and looks at the outcome second: one of them sees the other.
             if self._outcome is None:
-                yield from future
+                with self._awaited():
+                    yield from future
         return self._unpacked()
 
+    def _expire(self, timeout_s: float) -> None:
+        """On the router's loop: gives up if the host has not done so some time after it should."""
+        error = DeadlineExceeded(
+            f"{self._target} has not answered within {timeout_s:g} s, nor said that it was rolled "
+            "back: it may have taken effect"
+        )
+        self._router.loop.call_later(timeout_s + EXPIRED_GRACE_S, self._replied, error)
+
     def _replied(self, outcome: Reply | RayObjectsError) -> None:
+        if self._outcome is not None:
+            return
         self._outcome = outcome
         for waiter in self._waiters:
             if type(waiter) is tuple:

@@ -14,6 +14,7 @@ from rayobjects.ids import ObjectId, check_object_name
 from rayobjects.limits import CALL_BYTES_MAX, PAGE_KEYS_MAX
 from rayobjects.messages import PICKLE, SYSTEM, Call
 from rayobjects.objects import carried, tracing
+from rayobjects.objects.arguments import check_timeout
 from rayobjects.objects.context import current_call
 from rayobjects.runtime import process
 from rayobjects.runtime.response import Response
@@ -103,11 +104,25 @@ class Namespace(Generic[T]):
 class Stub:
     """One object, from afar: `stub.method.remote(…)` calls it."""
 
-    __slots__ = ("_class_name", "_name")
+    __slots__ = ("_class_name", "_name", "_timeout_s")
 
-    def __init__(self, class_name: str, name: str) -> None:
+    def __init__(self, class_name: str, name: str, timeout_s: float = 0.0) -> None:
         self._class_name = class_name
         self._name = name
+        self._timeout_s = timeout_s
+
+    def options(self, *, timeout_s: float) -> Stub:
+        """A stub of the same object with other options.
+
+        Args:
+            timeout_s: calls end after so many seconds: one that waits for its turn is not run, one
+                that runs is cancelled where it awaits something, and rolled back. The calls that it
+                makes have what is left. Then the caller gets DeadlineExceeded.
+
+        Raises:
+            InvalidCall: that is no positive number.
+        """
+        return Stub(self._class_name, self._name, check_timeout(timeout_s))
 
     @property
     def id(self) -> ObjectId:
@@ -119,7 +134,7 @@ class Stub:
             raise AttributeError(
                 f"{self._class_name}.{method} cannot be called from outside: its name begins with _"
             )
-        return RemoteMethod(self._class_name, self._name, method)
+        return RemoteMethod(self._class_name, self._name, method, self._timeout_s)
 
     def delete(self) -> Response[bool]:
         """Deletes the object with all that it has; the result says whether it existed."""
@@ -135,18 +150,19 @@ class Stub:
         return hash(self.id)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Stub, (self._class_name, self._name))
+        return (Stub, (self._class_name, self._name, self._timeout_s))
 
 
 class RemoteMethod:
     """A method of an object that is elsewhere."""
 
-    __slots__ = ("_class_name", "_method", "_name")
+    __slots__ = ("_class_name", "_method", "_name", "_timeout_s")
 
-    def __init__(self, class_name: str, name: str, method: str) -> None:
+    def __init__(self, class_name: str, name: str, method: str, timeout_s: float = 0.0) -> None:
         self._class_name = class_name
         self._name = name
         self._method = method
+        self._timeout_s = timeout_s
 
     def remote(self, *args: Any, **kwargs: Any) -> Response[Any]:
         """Calls the method; returns at once.
@@ -158,7 +174,13 @@ class RemoteMethod:
         """
         body = self._pickled(args, kwargs)
         return send(
-            self._class_name, self._name, self._method, PICKLE, body, lambda: (args, kwargs)
+            self._class_name,
+            self._name,
+            self._method,
+            PICKLE,
+            body,
+            lambda: (args, kwargs),
+            self._timeout_s,
         )
 
     def tell(self, *args: Any, **kwargs: Any) -> None:
@@ -204,20 +226,26 @@ def send(
     encoding: int,
     args: bytes,
     values_of: Callable[[], Any] = lambda: None,
+    timeout_s: float = 0.0,
 ) -> Response[Any]:
     """Sends a call, on behalf of the running call if there is one.
 
     Args:
         values_of: gives the arguments themselves.
+        timeout_s: the host ends the call after so many seconds; 0: it does not.
     """
     router = process.router()
-    response: Response[Any] = Response(router, (class_name, name, method), encoding)
-    call = Call(0, class_name, name, method, encoding, args)
+    call = Call(0, class_name, name, method, encoding, args, timeout_s=timeout_s)
     context = current_call.get()
+    caller = None
     if context is not None:
         context.adopt(call, values_of())
+        caller = (context, call.id) if call.id else None
     else:
         call.context = carried.outgoing(None)
+    response: Response[Any] = Response(router, (class_name, name, method), encoding, caller)
+    if call.timeout_s:
+        router.loop.call_soon_threadsafe(response._expire, call.timeout_s)
     router.submit(call, tracing.calling(call, response._replied), context)
     return response
 

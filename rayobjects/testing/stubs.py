@@ -13,6 +13,7 @@ from rayobjects.ids import ObjectId, check_object_name
 from rayobjects.limits import CALL_BYTES_MAX
 from rayobjects.messages import OK, PICKLE, SYSTEM, Call, Reply
 from rayobjects.objects import carried, tracing
+from rayobjects.objects.arguments import check_timeout
 from rayobjects.objects.context import CallContext, current_call, local_router
 from rayobjects.storage import values
 
@@ -33,7 +34,14 @@ class CallRouter(Protocol):
 class LocalResponse:
     """A call's result to come: await it, as often as you like."""
 
-    def __init__(self, router: CallRouter, target: str, encoding: int) -> None:
+    def __init__(
+        self,
+        router: CallRouter,
+        target: str,
+        encoding: int,
+        caller: tuple[CallContext, str, tuple[str, str]] | None = None,
+    ) -> None:
+        self._caller = caller  # the running call, the id that it gave this one, and its object
         self._router = router
         self._target = target
         self._encoding = encoding
@@ -68,7 +76,14 @@ class LocalResponse:
             future = loop.create_future()
             self._waiters.append((loop, future))
             if self._outcome is None:  # it may have come in on another thread
-                yield from future
+                if self._caller is not None:
+                    context, call_id, at = self._caller
+                    context.awaits[call_id] = at
+                try:
+                    yield from future
+                finally:
+                    if self._caller is not None:
+                        context.awaits.pop(call_id, None)
         return self._unpacked()
 
     def _replied(self, outcome: Reply | RayObjectsError) -> None:
@@ -94,12 +109,27 @@ class LocalResponse:
 class LocalStub:
     """One object of a `LocalHost`: `await stub.method.remote(…)` calls it."""
 
-    __slots__ = ("_class_name", "_name", "_router")
+    __slots__ = ("_class_name", "_name", "_router", "_timeout_s")
 
-    def __init__(self, class_name: str, name: str, router: CallRouter | None = None) -> None:
+    def __init__(
+        self,
+        class_name: str,
+        name: str,
+        router: CallRouter | None = None,
+        timeout_s: float = 0.0,
+    ) -> None:
         self._class_name = class_name
         self._name = check_object_name(name)
         self._router = router
+        self._timeout_s = timeout_s
+
+    def options(self, *, timeout_s: float) -> LocalStub:
+        """A stub of the same object whose calls end after so many seconds of real time.
+
+        Raises:
+            InvalidCall: that is no positive number.
+        """
+        return LocalStub(self._class_name, self._name, self._router, check_timeout(timeout_s))
 
     @property
     def id(self) -> ObjectId:
@@ -203,12 +233,14 @@ def send(
     router = stub._router or local_router.get()
     if router is None:
         raise InvalidCall("open a host first: `async with LocalHost([…]) as host:`")
-    response = LocalResponse(router, f"{stub.id}.{method}", encoding)
-    call = Call(0, *stub.id, method, encoding, args, call_id)
+    call = Call(0, *stub.id, method, encoding, args, call_id, timeout_s=stub._timeout_s)
     context = current_call.get()
+    caller = None
     if context is not None:
         context.adopt(call, values_of())
+        caller = (context, call.id, (stub.id[0], stub.id[1])) if call.id else None
     else:
         call.context = carried.outgoing(None)
+    response = LocalResponse(router, f"{stub.id}.{method}", encoding, caller)
     router.submit(call, tracing.calling(call, response._replied), context)
     return response

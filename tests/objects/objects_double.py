@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from rayobjects.ids import ObjectId
+from rayobjects.objects.changes import Changes
 from rayobjects.objects.fields import fields_of
 from rayobjects.objects.model import DurableObject, create
-from rayobjects.objects.state import Changes, State
+from rayobjects.objects.state import State
 from rayobjects.storage.records import DELETED, ITEM, Loaded, Record, SocketChange
 
 T = TypeVar("T", bound=DurableObject)

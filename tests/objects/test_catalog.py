@@ -17,7 +17,8 @@ from pydantic import BaseModel, Field, field_validator
 from rayobjects.errors import InvalidCall, MethodError
 from rayobjects.objects.catalog import ClassInfo, ObjectClass, describe
 from rayobjects.objects.fields import durable
-from rayobjects.objects.model import DurableObject, internal
+from rayobjects.objects.marks import internal
+from rayobjects.objects.model import DurableObject
 
 if TYPE_CHECKING:
     from nowhere import Missing  # type: ignore[import-not-found]

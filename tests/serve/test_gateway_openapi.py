@@ -5,7 +5,8 @@ from typing import Any
 from gateway_double import Info, Method
 
 from rayobjects.objects.catalog import describe
-from rayobjects.objects.model import DurableObject, internal
+from rayobjects.objects.marks import internal
+from rayobjects.objects.model import DurableObject
 from rayobjects.serve.openapi import document
 
 

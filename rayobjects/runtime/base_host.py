@@ -13,6 +13,9 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -27,9 +30,11 @@ from rayobjects.objects.ledger import Ledger
 from rayobjects.runtime import process
 from rayobjects.runtime.background import spawn
 from rayobjects.runtime.configuration import Configuration
+from rayobjects.runtime.death_notes import DeathNotes
 from rayobjects.runtime.gateways import Lookout
 from rayobjects.runtime.host_classes import HostClasses
 from rayobjects.runtime.link import DELIVER, POLL, LinkServer
+from rayobjects.runtime.probation import CoreOnProbation, Probation, begin_life
 from rayobjects.runtime.router import Router
 from rayobjects.runtime.waking import Waker
 
@@ -64,6 +69,8 @@ class BaseHost:
         self._open_again_at = 0.0
         self._sweeper: asyncio.Task[None] | None = None
         self._stopped = False
+        self._notes: DeathNotes | None = None
+        self._probation: Probation | None = None
         if _is_restarted():
             # Its objects may have something to do, whether anybody calls or not.
             spawn(self._open_again())
@@ -158,6 +165,12 @@ class BaseHost:
                 await core.stop()
                 await self.close_ledger(cleanly=True)
         self._link.close()
+        self.end_in_order()
+
+    def end_in_order(self) -> None:
+        """This process is about to end, and not because of a call that it runs."""
+        if self._notes is not None:
+            self._notes.close()
 
     # -- opening ------------------------------------------------------------------------------
 
@@ -195,8 +208,15 @@ class BaseHost:
             process.adopt(self._router)
             await self._link.start()
             self._sweeper = spawn(self._sweep_for_ever())
+        if self._notes is None:
+            self._notes, self._probation = await asyncio.to_thread(
+                begin_life, f"{self.configuration.cluster_id} {self.host}", _notes(), self.clock
+            )
+        make: Callable[..., HostCore] = HostCore
+        if self._probation is not None:
+            make = partial(CoreOnProbation, self._probation)
         ledger = await self.open_ledger()
-        core = HostCore(
+        core = make(
             ledger=ledger,
             classes=self.classes,
             clock=self.clock,
@@ -240,3 +260,8 @@ def _is_restarted() -> bool:
         return False
     context = ray.get_runtime_context()
     return context.get_actor_id() is not None and context.was_current_actor_reconstructed
+
+
+def _notes() -> Path:
+    """Where hosts of this node note which calls run: gone with Ray."""
+    return Path(ray._private.worker._global_node.get_session_dir_path()) / "rayobjects"

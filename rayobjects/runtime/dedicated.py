@@ -77,6 +77,7 @@ class DedicatedHost(BaseHost):
             return 0
         await delete_object(core, remote, self.id, {s.gateway for s in loaded.sockets})
         await messages_fetched(core, self.clock)
+        self.end_in_order()
         return 1
 
     async def sweep(self) -> None:
@@ -96,6 +97,7 @@ class DedicatedHost(BaseHost):
         elif self.clock.monotonic() - self._idle_since > self.configuration.idle_s:
             # Nothing is live and nothing is unsynced: the process may go. A call that is on its
             # way here is sent again by its channel, to the next actor of this name.
+            self.end_in_order()
             ray.kill(_actor(), no_restart=True)
 
 

@@ -1,0 +1,183 @@
+"""Calls that end their host's process: lives and deaths of a host that is only pretended."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+import rayobjects as ro
+from rayobjects.errors import from_wire
+from rayobjects.limits import FINISHED_WINDOW_S
+from rayobjects.messages import ERROR, OK, PICKLE, Call
+from rayobjects.runtime import probation
+from rayobjects.runtime.death_notes import SLOTS, DeathNotes, key_of
+from rayobjects.runtime.probation import DEATHS_MAX, PROBATION_S, Probation
+from rayobjects.testing import ManualClock
+
+SLOW, QUICK, DEADLY = "slow", "quick", "deadly"
+
+
+class Died(Exception):
+    pass
+
+
+class Life:
+    """One life of a host: calls are answered, or are not, or end it."""
+
+    def __init__(self, path: Path, clock: ManualClock, *, tell: bool = True) -> None:
+        self.notes, running = DeathNotes.open(path)
+        self.on_probation = running is not None
+        self.probation = Probation(self.notes, clock, running) if running is not None else None
+        self.began: list[str] = []
+        self.answers: dict[str, object] = {}
+
+    def send(self, *names: str) -> None:
+        for name in names:
+            call = Call(0, "Room", "lobby", name.partition(" ")[0], PICKLE, b"", id=name)
+            respond = self._respond(name)
+            if self.probation is None:
+                self._run(call, respond)
+            else:
+                self.probation.take(call, respond, self._run)
+
+    def _respond(self, name: str):  # type: ignore[no-untyped-def]
+        def respond(status: int, body: bytes, sequence: int) -> None:
+            assert name not in self.answers
+            self.answers[name] = "done" if status == OK else from_wire(body)
+
+        return respond
+
+    def _run(self, call: Call, respond) -> None:  # type: ignore[no-untyped-def]
+        self.began.append(call.id)
+        if call.method == DEADLY:
+            raise Died
+        if call.method == QUICK:
+            respond(OK, b"", 0)
+
+
+def live(path: Path, clock: ManualClock, *names: str, seconds: float = 0.0) -> Life:
+    """A life in which these calls come, until it dies or `seconds` are over."""
+    life = Life(path, clock)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        died = loop.create_future()
+        loop.set_exception_handler(lambda _, what: died.done() or died.set_result(what))
+        try:
+            life.send(*names)
+        except Died:
+            return
+        await asyncio.wait([died], timeout=seconds)
+
+    asyncio.run(run())
+    return life
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "notes" / "host"
+
+
+def test_an_orderly_end_leaves_no_probation(path: Path) -> None:
+    clock = ManualClock()
+    life = live(path, clock, "quick 1", "slow 1")
+    assert not life.on_probation
+    life.notes.close()
+    assert not Life(path, clock).on_probation
+    assert Life(path, clock).on_probation  # that one died
+
+
+def test_a_deadly_call_is_stopped_and_all_others_are_answered(path: Path) -> None:
+    clock = ManualClock()
+    calls = ["quick 1", "deadly 1", "quick 2", "quick 3"]
+    answered: dict[str, object] = {}
+    lives = 0
+    while len(answered) < len(calls):
+        lives += 1
+        assert lives < 12
+        life = live(path, clock, *(call for call in calls if call not in answered), seconds=0.05)
+        answered |= life.answers
+    assert [answered[call] for call in ("quick 1", "quick 2", "quick 3")] == ["done"] * 3
+    stopped = answered["deadly 1"]
+    assert isinstance(stopped, ro.MethodError)
+    assert stopped.cause_type == "ProcessDied"
+    assert f"ended its host's process {DEATHS_MAX} times" in stopped.message
+    assert lives == DEATHS_MAX + 2
+    # Asked again, it is not run; another call of the same method is.
+    life = live(path, clock, "deadly 1", "quick 4")
+    assert life.began == ["quick 4"]
+    assert isinstance(life.answers["deadly 1"], ro.MethodError)
+    assert live(path, clock, "deadly 2").began == ["deadly 2"]
+
+
+def test_who_runs_beside_it_for_long_is_not_blamed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probation, "STAGGER_S", 0.02)
+    clock = ManualClock()
+    slow = [f"slow {number}" for number in range(5)]
+    for _ in range(DEATHS_MAX + 2):
+        life = live(path, clock, *slow, "deadly 1", seconds=1.0)
+        if life.answers:
+            break
+    assert isinstance(life.answers["deadly 1"], ro.MethodError)
+    assert life.answers.keys() == {"deadly 1"}
+    assert set(life.began) == set(slow)
+
+
+def test_who_is_killed_from_outside_loses_no_call(path: Path) -> None:
+    """However often: what was running when it was killed ends in the next life, or is alone."""
+    clock = ManualClock()
+    calls = {f"quick {number}" for number in range(20)}
+    life = live(path, clock, *[call.replace("quick", "slow") for call in calls])
+    for _ in range(10):
+        life = live(path, clock, *calls)
+        assert set(life.answers.values()) <= {"done"}
+        assert len(life.answers) == len(calls)
+
+
+def test_probation_and_suspicion_end(path: Path) -> None:
+    clock = ManualClock()
+    live(path, clock, "deadly 1")
+    for _ in range(DEATHS_MAX):
+        live(path, clock, "deadly 1", seconds=0.05)
+    life = live(path, clock, "deadly 1", seconds=0.05)
+    assert life.began == []
+    clock.move(FINISHED_WINDOW_S + 1)
+    assert live(path, clock, "deadly 1", seconds=0.05).began == ["deadly 1"]
+    life = live(path, clock, seconds=0)
+    assert life.probation is not None
+    clock.move(PROBATION_S + 1)
+    clock.move(FINISHED_WINDOW_S)
+    life = live(path, clock)
+    clock.move(PROBATION_S + 1)
+    noted = life.notes.begin(key_of("Room", "lobby", "one"))
+    life.notes.end(noted)
+    asyncio.run(_send(life, "slow 9"))
+    assert DeathNotes.open(path)[1] == []  # it was not noted any more
+
+
+async def _send(life: Life, name: str) -> None:
+    life.send(name)
+
+
+def test_notes(path: Path) -> None:
+    notes, running = DeathNotes.open(path)
+    assert running is None
+    keys = [key_of("Room", "lobby", str(number)) for number in range(SLOTS + 1)]
+    slots = [notes.begin(key) for key in keys]
+    assert slots[-1] == -1  # there is no room for it
+    for slot in slots[2:]:
+        notes.end(slot)
+    notes.end(slots[0])
+    again = notes.begin(keys[7])
+    assert again >= 0
+    notes, running = DeathNotes.open(path)
+    assert running == [keys[1], keys[7]]
+    path.write_bytes(b"damaged")
+    assert DeathNotes.open(path)[1] == []
+    path.with_suffix(".suspects").write_bytes(b"damaged")
+    assert DeathNotes.open(path)[0].suspects() == {}
+    assert ERROR != OK

@@ -1,6 +1,6 @@
 """Filters: functions around each call of a method, on the object's host (`ro.init(filters=…)`).
 
-    async def audit(call: ro.MethodCall, proceed: ro.Proceed) -> object:
+    async def audit(call, proceed):
         if call.context.get("tenant") != "acme":
             raise PermissionError("not yours")
         return await proceed()
@@ -197,7 +197,8 @@ def check(filters: Iterable[object]) -> tuple[Filter, ...]:
     found: list[Any] = list(filters)
     for each in found:
         call = getattr(each, "__call__", None)  # noqa: B004  (what it is matters, not whether)
-        if not (inspect.iscoroutinefunction(each) or inspect.iscoroutinefunction(call)):
+        is_async = any(map(inspect.iscoroutinefunction, (each, call)))
+        if isinstance(each, type) or not is_async:
             raise InvalidCall(
                 f"{each!r} is no filter: write async def name(call, proceed), which returns what "
                 "`await proceed()` does"

@@ -37,6 +37,7 @@ from rayobjects.runtime.link import DELIVER, POLL, LinkServer
 from rayobjects.runtime.probation import CoreOnProbation, Probation, begin_life
 from rayobjects.runtime.router import Router
 from rayobjects.runtime.waking import Waker
+from rayobjects.runtime.watchdog import Watchdog
 
 logger = logging.getLogger("rayobjects")
 
@@ -208,6 +209,8 @@ class BaseHost:
             process.adopt(self._router)
             await self._link.start()
             self._sweeper = spawn(self._sweep_for_ever())
+            if not self.on_lane:
+                Watchdog(self.clock)
         if self._notes is None:
             self._notes, self._probation = await asyncio.to_thread(
                 begin_life, f"{self.configuration.cluster_id} {self.host}", _notes(), self.clock

@@ -116,6 +116,33 @@ CONCURRENT_CALLS_MAX = 1_000
 BLOCKING_THREADS_MAX = 32
 """Threads of a host for methods that are marked `blocking`; further such calls wait."""
 
+STREAM_ITEMS_AHEAD_MAX = 64
+"""Items that a stream's method runs ahead of its reader: enough to keep a reader busy that is a few
+milliseconds away."""
+
+STREAM_BYTES_AHEAD_MAX = 256 * KIB
+"""The same in bytes, unless a single item has more."""
+
+STREAM_ITEM_BYTES_MAX = 8 * MIB
+"""One item of a stream, encoded: as large as a stored value."""
+
+STREAMS_MAX = 4_000
+"""Streams that are open at a host: 1 GB if no reader reads."""
+
+STREAM_SILENT_S = 10.0
+"""A process that has not been heard of for this long reads its streams no more: they are cut off,
+since they may hold their objects."""
+
+STREAM_STALLED_S = 300.0
+"""How long a stream's method waits for a reader that lives and does not read; then it is ended."""
+
+STREAM_GRACE_S = 30.0
+"""How long a stream that has its object's turn may hold up a new version of the class."""
+
+EVENT_PING_S = 15.0
+"""How often an event stream over HTTP says something: proxies cut connections that are silent for
+30 or 60 s."""
+
 CONTEXT_ENTRIES_MAX = 64
 CONTEXT_BYTES_MAX = 8 * KIB
 """What a call carries along: as much as W3C's Baggage wants to be passed on. It travels with every
@@ -227,4 +254,6 @@ assert 16 * LOG_ENTRY_CHARACTERS_MAX < LOG_READ_BYTES_MAX < LOG_BYTES_MAX
 assert CALL_BYTES_MAX < FINISHED_BYTES_MAX // 2
 assert FINISHED_CALLS_MAX * FINISHED_REPLY_BYTES_SMALL < FINISHED_BYTES_MAX // 2
 assert FINISHED_WINDOW_S < HELD_WINDOW_S
+assert POLL_S < STREAM_SILENT_S < STREAM_STALLED_S
+assert STREAM_ITEM_BYTES_MAX < CALL_BYTES_MAX
 assert POLL_S < GATEWAY_SUSPECT_S < GATEWAY_SILENT_S < FINISHED_WINDOW_S

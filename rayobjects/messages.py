@@ -33,6 +33,19 @@ ERROR = 1
 """The body is an `errors.ErrorInfo`."""
 REDIRECT = 2
 """The object is not hosted here: read the catalog again and send the call to the right host."""
+END = 3
+"""A stream has come to its end; the body is the number of its items."""
+OPENED = 4
+"""Not the answer yet: the call is a stream, and its items and its END or ERROR follow."""
+ITEM = 5
+"""Not the answer yet: an item of a stream; `sequence` is its number, from 1."""
+
+NOTHING = 0
+"""The caller wants nothing of a stream; its items are dropped."""
+WHOLE = 1
+"""The caller wants all items in one reply, OK and not END; OPENED says that it may take long."""
+ITEMS = 2
+"""The caller reads items as they come."""
 
 TEXT = 0
 BINARY = 1
@@ -57,6 +70,8 @@ class Call(msgspec.Struct, array_like=True, gc=False):
         timeout_s: how long the caller waits for it; 0 for as long as it takes.
         expires_at: set by the host from that, in its own monotonic seconds; 0 for never.
         context: what it carries along (`objects.carried`); None for nothing.
+        takes: what the caller wants if the method is a generator: NOTHING, WHOLE or ITEMS.
+        seen: how many items of its stream have arrived already, where it is sent again.
     """
 
     number: int
@@ -72,13 +87,15 @@ class Call(msgspec.Struct, array_like=True, gc=False):
     timeout_s: float = 0.0
     expires_at: float = 0.0
     context: dict[str, str] | None = None
+    takes: int = NOTHING
+    seen: int = 0
 
 
 class Reply(msgspec.Struct, array_like=True, gc=False):
     """The answer to one call.
 
     Attributes:
-        status: OK, ERROR or REDIRECT.
+        status: OK, ERROR, REDIRECT or END; or OPENED or ITEM, and then the answer is yet to come.
         sequence: the sequence of the call's journal record, 0 if it wrote none.
     """
 
@@ -129,6 +146,8 @@ class Batch(msgspec.Struct, array_like=True):
         index: counts the batches of the session, from 0: the host takes them in this order.
         acks: numbers of calls whose replies have arrived, so that the host may forget them.
         resent: some of these calls may have reached the host before.
+        credits: (number of a call that is a stream, number of the last item that was read); -1 for
+            a reader that has gone.
     """
 
     channel: str
@@ -137,6 +156,7 @@ class Batch(msgspec.Struct, array_like=True):
     calls: list[Call]
     acks: list[int] = []
     resent: bool = False
+    credits: list[tuple[int, int]] = []
 
 
 class Replies(msgspec.Struct, array_like=True):
@@ -244,6 +264,7 @@ decode_socket_opened = msgspec.msgpack.Decoder(SocketOpened).decode
 decode_tags = msgspec.msgpack.Decoder(list[str]).decode
 decode_request = msgspec.msgpack.Decoder(HttpRequest).decode
 decode_response = msgspec.msgpack.Decoder(HttpResponse).decode
+decode_count = msgspec.msgpack.Decoder(int).decode
 
 
 def encode_json(value: Any) -> bytes:

@@ -34,7 +34,7 @@ from rayobjects.errors import (
 from rayobjects.ids import ObjectId
 from rayobjects.limits import CONCURRENT_CALLS_MAX, WAITING_CALLS_MAX
 from rayobjects.messages import ERROR, JSON, PICKLE, REDIRECT, SOCKET, TURN, Call
-from rayobjects.objects import ending
+from rayobjects.objects import ending, streams
 from rayobjects.objects.chains import chain_error
 from rayobjects.objects.commit import Commit, Redirected, Respond
 from rayobjects.objects.concurrency import Concurrent, cut_off
@@ -202,6 +202,8 @@ class Activation:
             invocation = invocation_of(call, self)
             if self.host.filters is not None:
                 invocation = filtered(self, call, invocation)
+            if invocation.stream:
+                invocation, respond = streams.begin(self, call, invocation, respond)
         except RayObjectsError as error:
             body = to_wire(error, with_cause=call.encoding == PICKLE)
             self.reply_unwritten(ERROR, body, respond)
@@ -330,6 +332,11 @@ class Activation:
             else:
                 respond(ERROR, to_wire(error, with_cause=False), 0)
 
+        self.when_shown(follow)
+
+    def when_shown(self, follow: Callable[[StorageFailed | None], None]) -> None:
+        """Runs `follow` once all that was committed is on disk and the epoch still holds; with an
+        error where that is not so."""
         if self.tail is None:
             self.host.confirm(follow)
         elif self.tail.followers is None:

@@ -18,7 +18,7 @@ import msgspec
 from rayobjects.errors import InvalidCall
 from rayobjects.ids import ObjectId
 from rayobjects.objects.fields import Field, fields_of
-from rayobjects.objects.marks import BLOCKING, CONCURRENT, INTERNAL, is_marked
+from rayobjects.objects.marks import BLOCKING, CONCURRENT, INTERNAL, is_marked, stream_of
 from rayobjects.objects.model import HOOKS, DurableObject, options_of
 from rayobjects.objects.pickling import digest_of, is_user_module
 from rayobjects.objects.pickling import load_classes as load_classes
@@ -34,8 +34,9 @@ class MethodInfo(msgspec.Struct):
         doc: its docstring.
         internal: it cannot be called over HTTP.
         parameters: the JSON schema of the object of its keyword arguments.
-        returns: the JSON schema of its result, None if it does not say.
-        stream: it yields results; such a method cannot be called yet.
+        returns: the JSON schema of its result, or of an item if it is a stream; None if it does
+            not say.
+        stream: it is a generator, and yields items.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Method:
         internal: it cannot be called over HTTP.
         concurrent: it runs without the object's turn.
         blocking: it runs on a thread.
+        stream: it returns a generator: `marks.LOOP` or `marks.THREAD`; else "".
     """
 
     __slots__ = (
@@ -113,6 +115,7 @@ class Method:
         "internal",
         "is_async",
         "name",
+        "stream",
     )
 
     def __init__(self, owner: type[DurableObject], name: str, function: Callable[..., Any]) -> None:
@@ -128,6 +131,7 @@ class Method:
         self.internal = is_marked(function, INTERNAL)
         self.concurrent = is_marked(function, CONCURRENT)
         self.blocking = is_marked(function, BLOCKING)
+        self.stream = stream_of(function)
 
     def parse_json(self, body: bytes) -> dict[str, Any]:
         """Checks arguments that came as JSON against the signature.
@@ -224,7 +228,7 @@ def describe(cls: type[DurableObject]) -> ClassInfo:
             internal=is_marked(function, INTERNAL),
             parameters=schemas.parameters[name],
             returns=schemas.returns[name],
-            stream=_is_stream(function),
+            stream=bool(stream_of(function)),
         )
         for name, function in functions.items()
     }
@@ -275,11 +279,6 @@ def _import_path(cls: type) -> list[str]:
             folder = folder.parent
         found.append(str(folder))
     return found
-
-
-def _is_stream(function: Callable[..., Any]) -> bool:
-    inner = inspect.unwrap(function)
-    return inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner)
 
 
 def _has_positional_only(function: Callable[..., Any]) -> bool:

@@ -161,8 +161,8 @@ class CallContext:
 
     @property
     def made_calls(self) -> bool:
-        """Whether the call has called other objects."""
-        return self._position > 0
+        """Whether the call has called other objects, in this run or in one that a crash ended."""
+        return self._position > 0 or (self.begun is not None and self.begun.intent is not None)
 
     def add_child(self, acknowledge: Callable[[], None]) -> None:
         """A child has replied; `acknowledge` lets its host forget that, once this call ended."""

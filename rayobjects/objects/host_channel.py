@@ -6,7 +6,10 @@ The other end numbers its calls, and its batches within a session. This end
       `_unacknowledged` (this process has it running or has its reply), or from the journal (an
       earlier process had committed it);
     - answers a batch as soon as all of its calls are done, or after LATE_AFTER_S with those that
-      are; the others are late and follow over the standing request.
+      are; the others are late and follow over the standing request;
+    - brings all that belongs to a stream (`streams`) over the standing request, of which there is
+      one at a time: so items come in order. What was on its way when a session ended is sent again
+      when the other end has named the call again in the next.
 
 When this process dies, all of this is gone; the channel meets an end that does not know its
 session (`stale`), begins a new one and sends again what was not answered.
@@ -15,13 +18,16 @@ session (`stale`), begins a new one and sends again what was not answered.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import TYPE_CHECKING
 
-from rayobjects.limits import CHANNEL_BATCHES_HELD_MAX, POLL_S
-from rayobjects.messages import Batch, Poll, Replies, Reply
+from rayobjects.limits import BATCH_BYTES_MAX, CHANNEL_BATCHES_HELD_MAX, POLL_S
+from rayobjects.messages import ITEM, OPENED, Batch, Call, Poll, Replies, Reply
+from rayobjects.objects.streams import cut_off
 
 if TYPE_CHECKING:
     from rayobjects.objects.host_core import HostCore
+    from rayobjects.objects.streams import Stream
 
 LATE_AFTER_S = 0.002
 """How long the answer to a batch waits for calls that are not done: a few syncs. Then the answer
@@ -51,6 +57,10 @@ class HostChannel:
         self._unacknowledged: dict[int, Reply] = {}
         self._ids: dict[int, str] = {}
         self._ready: list[Reply] = []
+        self._streams: dict[int, Stream] = {}
+        self._streamed: deque[Reply] = deque()
+        self._quiet: set[int] = set()  # streams that this session has not named yet
+        self._closed: set[int] = set()  # calls whose reader went before they began
         self._running = 0
         self._late = 0
         self._deliveries: list[asyncio.Future[None]] = []
@@ -89,6 +99,8 @@ class HostChannel:
         self.session = session
         self._next_index = 0
         self._ready = []
+        self._streamed.clear()
+        self._quiet = set(self._streams)
         self._held_before = set(self._core.gateways.sockets.get(self.channel, ()))
         held, self._held = self._held, {}
         for _, turn in held.values():
@@ -100,6 +112,7 @@ class HostChannel:
         core, channel = self._core, self.channel
         for number in batch.acks:
             reply = self._unacknowledged.pop(number, None)
+            self._streams.pop(number, None)
             if reply is None or not reply.sequence:
                 self._ids.pop(number, None)
                 continue
@@ -110,7 +123,9 @@ class HostChannel:
             number = call.number
             known = self._unacknowledged.get(number)
             if known is not None:
-                if known is not _RUNNING and known is not _LATE:
+                if number in self._streams:
+                    self._stream_again(number, known)
+                elif known is not _RUNNING and known is not _LATE:
                     self._ready.append(known)
                 continue
             self._unacknowledged[number] = _RUNNING
@@ -120,24 +135,83 @@ class HostChannel:
                 self._ids[number] = call.id
             else:
                 call.id = f"{channel}:{number}"
-            core.submit(call, _Reply(self, number), explicit, batch.resent)
+            core.submit(call, _Reply(self, call), explicit, batch.resent)
+        for number, upto in batch.credits:
+            stream = self._streams.get(number)
+            if stream is not None:
+                stream.credit(upto)
+            elif upto < 0 and number in self._unacknowledged:
+                self._closed.add(number)
 
-    def reply(self, number: int, status: int, body: bytes, sequence: int) -> None:
-        """A call is done, and everything that it saw is on disk."""
+    def reply(self, call: Call, status: int, body: bytes, sequence: int) -> None:
+        """A call is done, or its stream goes on, and everything that it saw is on disk."""
         if self._gone:
             return
+        number = call.number
         reply = Reply(number, status, body, sequence)
+        if status >= OPENED:
+            if status == OPENED:
+                self._opened(call)
+            self._stream(reply)
+            return
+        if self._closed:
+            self._closed.discard(number)
         if self._unacknowledged.get(number) is _LATE:
             self._late -= 1
             self._unacknowledged[number] = reply
-            self._ready.append(reply)
-            self.wake()
+            if number in self._streams:
+                self._stream(reply)
+            else:
+                self._ready.append(reply)
+                self.wake()
             return
         self._unacknowledged[number] = reply
         self._ready.append(reply)
         self._running -= 1
         if not self._running:
             self._wake_deliveries()
+
+    # -- streams --------------------------------------------------------------------------------
+
+    def _opened(self, call: Call) -> None:
+        """A call has turned out to be a stream: its reply is late, and its items are, too."""
+        stream = self._streams[call.number] = self._core.streams.of(call)
+        if self._unacknowledged.get(call.number) is _RUNNING:
+            self._unacknowledged[call.number] = _LATE
+            self._late += 1
+            self._running -= 1
+            if not self._running:
+                self._wake_deliveries()
+        if call.number in self._closed:
+            self._closed.discard(call.number)
+            stream.credit(-1)
+
+    def _stream(self, reply: Reply) -> None:
+        if reply.number not in self._quiet:
+            self._streamed.append(reply)
+            self.wake()
+
+    def _stream_again(self, number: int, known: Reply) -> None:
+        """A new session names the call of a stream: whatever the other end may lack."""
+        self._quiet.discard(number)
+        self._streamed.append(Reply(number, OPENED, b""))
+        for item, body in self._streams[number].unread:
+            self._streamed.append(Reply(number, ITEM, body, item))
+        if known is not _RUNNING and known is not _LATE:
+            self._streamed.append(known)
+
+    def _page(self) -> list[Reply]:
+        """What streams have for the standing request."""
+        page, size = list[Reply](), 0
+        while self._streamed and size < BATCH_BYTES_MAX:
+            page.append(self._streamed.popleft())
+            size += len(page[-1].body)
+        return page
+
+    def cut_streams(self, why: str) -> None:
+        """Ends all streams that the other end reads."""
+        for stream in list(self._streams.values()):
+            stream.cut(cut_off(stream.call, why))
 
     # -- replies out ----------------------------------------------------------------------------
 
@@ -178,7 +252,8 @@ class HostChannel:
         if self._gone or session != self.session:
             return Replies([], stale=True)  # the replies belong to the session that came after
         ready, self._ready = self._ready, []
-        return Replies(ready, self._late, self._core.incarnation)
+        late = self._late + bool(self._streamed)
+        return Replies(ready, late, self._core.incarnation)
 
     async def poll(self, poll: Poll) -> Replies:
         """Keeps a standing request until there is something for it, for POLL_S at most."""
@@ -192,7 +267,7 @@ class HostChannel:
             unknown = self._core.gateways.sockets_told(self.channel, before, poll.sockets)
         if self._poll is not None and not self._poll.done():
             self._poll.set_result(None)  # the other end has given up on that one
-        if not (self._ready or len(outbox or ()) or unknown or self.given_up):
+        if not (self._ready or self._streamed or len(outbox or ()) or unknown or self.given_up):
             loop = asyncio.get_running_loop()
             waiter: asyncio.Future[None] = loop.create_future()
             self._poll = waiter
@@ -206,6 +281,7 @@ class HostChannel:
         answer = self._answer(poll.session)
         if not answer.stale:
             answer.tell, answer.unknown = self.given_up, unknown
+            answer.replies.extend(self._page())
         if outbox is not None and not answer.stale:
             answer.pushes, answer.pushed = outbox.page()
         return answer
@@ -229,11 +305,11 @@ def _resolve(waiter: asyncio.Future[None]) -> None:
 class _Reply:
     """Sends one call's reply into its channel."""
 
-    __slots__ = ("_channel", "_number")
+    __slots__ = ("_call", "_channel")
 
-    def __init__(self, channel: HostChannel, number: int) -> None:
+    def __init__(self, channel: HostChannel, call: Call) -> None:
         self._channel = channel
-        self._number = number
+        self._call = call
 
     def __call__(self, status: int, body: bytes, sequence: int) -> None:
-        self._channel.reply(self._number, status, body, sequence)
+        self._channel.reply(self._call, status, body, sequence)

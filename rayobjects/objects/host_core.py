@@ -36,13 +36,14 @@ from rayobjects.messages import (
     ERROR,
     JSON,
     OK,
+    OPENED,
     PROBE,
     Batch,
     Call,
     Poll,
     Replies,
 )
-from rayobjects.objects import arguments
+from rayobjects.objects import arguments, streams
 from rayobjects.objects.activation import Activation
 from rayobjects.objects.catalog import ObjectClass
 from rayobjects.objects.changes import Changes
@@ -57,6 +58,7 @@ from rayobjects.objects.lane import Lane
 from rayobjects.objects.ledger import Ledger
 from rayobjects.objects.scheduler import Scheduler
 from rayobjects.objects.threads import Threads
+from rayobjects.objects.under_way import RespondAll, UnderWay
 from rayobjects.randomness import seeded
 from rayobjects.storage.records import INTENT, SCHEDULE, STEP, TELL, Promise, Record
 
@@ -128,7 +130,8 @@ class HostCore:
         self.submit_elsewhere = submit
         self.scheduler = Scheduler(self)
         self.courier = Courier(self, submit)
-        self._by_id: dict[tuple[str, str, str], _UnderWay] = {}
+        self.streams = streams.Streams(self)
+        self._by_id: dict[tuple[str, str, str], UnderWay] = {}
         self._confirms: list[Confirmed] = []
         self._empty = asyncio.Event()
         self._swept_at = clock.monotonic()
@@ -211,23 +214,28 @@ class HostCore:
                 if arguments.differ(finished.arguments_hash, call.arguments_hash):
                     respond(ERROR, to_wire(arguments.reused(call.id), with_cause=False), 0)
                 else:
-                    respond(finished.status, finished.reply, finished.sequence)
+                    respond(*streams.repeated(call, finished))
                 return
             under_way = self._by_id.get((*key, call.id)) if self._by_id else None
             if under_way is not None:
                 if arguments.differ(under_way.arguments_hash, call.arguments_hash):
                     respond(ERROR, to_wire(arguments.reused(call.id), with_cause=False), 0)
-                else:
+                elif not self.streams.taken_over(
+                    call, lambda: self.submit(call, respond, explicit, resent)
+                ):
                     under_way.append(respond)
                 return
+        if call.seen:  # of a stream that an earlier process had
+            respond(ERROR, to_wire(streams.cut_off(call), with_cause=False), 0)
+            return
         if explicit:
             by_id = (*key, call.id)
             if len(self._by_id) >= FINISHED_CALLS_MAX:
                 error = Overloaded("too many calls are under way: back off and try again")
                 respond(ERROR, to_wire(error, with_cause=False), 0)
                 return
-            self._by_id[by_id] = _UnderWay(call.arguments_hash, respond)
-            respond = _RespondAll(self._by_id, by_id)
+            self._by_id[by_id] = UnderWay(call.arguments_hash, respond)
+            respond = RespondAll(self._by_id, by_id)
         self.resubmit(call, respond)
 
     def _limited(self, call: Call, respond: Respond) -> Respond:
@@ -244,7 +252,8 @@ class HostCore:
         timer = self.loop.call_later(call.timeout_s, expired)
 
         def in_time(status: int, body: bytes, sequence: int) -> None:
-            timer.cancel()
+            if status < OPENED:
+                timer.cancel()
             respond(status, body, sequence)
 
         return in_time
@@ -400,6 +409,7 @@ class HostCore:
             if activation.used_at <= idle_since and not activation.occupied:
                 activation.retire()
         self.gateways.sweep(now)
+        self.streams.sweep(now)
         for name, channel in list(self.channels.items()):
             if now - channel.heard_at > FINISHED_WINDOW_S:
                 channel.abandon()
@@ -418,6 +428,7 @@ class HostCore:
         for activation in list(self.activations.values()):
             if activation.id.class_name in class_names:
                 activation.retire()
+                self.streams.outdated(activation)
 
     def _make_room(self) -> None:
         """Too many live objects: a tenth of them leaves, the longest idle first."""
@@ -466,32 +477,9 @@ class HostCore:
         self._keep_nothing()
         while self.activations and self.failed is None:
             self._empty.clear()
+            self.streams.cut("its host is stopping")
             for activation in list(self.activations.values()):
                 activation.retire()
             if self.activations:
                 await self._empty.wait()
         self.release()
-
-
-class _UnderWay(list[Respond]):
-    """Those who wait for a call whose id was given by its caller."""
-
-    def __init__(self, arguments_hash: int, respond: Respond) -> None:
-        super().__init__([respond])
-        self.arguments_hash = arguments_hash
-
-
-class _RespondAll:
-    """Answers everybody who sent a call of the same id."""
-
-    __slots__ = ("_by_id", "_key")
-
-    def __init__(
-        self, by_id: dict[tuple[str, str, str], _UnderWay], key: tuple[str, str, str]
-    ) -> None:
-        self._by_id = by_id
-        self._key = key
-
-    def __call__(self, status: int, body: bytes, sequence: int) -> None:
-        for respond in self._by_id.pop(self._key, ()):
-            respond(status, body, sequence)

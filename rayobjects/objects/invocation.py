@@ -19,7 +19,7 @@ from rayobjects.messages import ERROR, JSON, OK, PICKLE, REQUEST, SCHEDULED, SOC
 from rayobjects.objects import failures, scheduling
 from rayobjects.objects.filters import Around
 from rayobjects.objects.http import Request, Response
-from rayobjects.objects.marks import BLOCKING, is_marked
+from rayobjects.objects.marks import BLOCKING, is_marked, stream_of
 from rayobjects.storage import values
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Invocation(NamedTuple):
         is_async: it must run in a task.
         concurrent: it runs without the object's turn.
         blocking: it runs on a thread.
+        stream: it returns a generator: `marks.LOOP` or `marks.THREAD`; else "".
     """
 
     function: Callable[..., Any]
@@ -41,6 +42,7 @@ class Invocation(NamedTuple):
     is_async: bool
     concurrent: bool = False
     blocking: bool = False
+    stream: str = ""
 
 
 def invocation_of(call: Call, activation: Activation) -> Invocation:
@@ -54,11 +56,6 @@ def invocation_of(call: Call, activation: Activation) -> Invocation:
         method = activation.object_class.methods.get(call.method)  # type: ignore[union-attr]
         if method is None or (encoding == JSON and method.internal):
             raise _unknown_method(call, activation)
-        if activation.object_class.info.methods[call.method].stream:  # type: ignore[union-attr]
-            raise InvalidCall(
-                f"{call.class_name}.{call.method} is a generator, and streams are not supported "
-                "yet: return a list, or send to sockets"
-            )
         if encoding == PICKLE:
             try:
                 arguments, keywords = values.load(call.args)
@@ -78,6 +75,7 @@ def invocation_of(call: Call, activation: Activation) -> Invocation:
             method.is_async or method.blocking,
             method.concurrent,
             method.blocking,
+            method.stream,
         )
     if encoding == SOCKET:
         return _socket_invocation(call, activation)
@@ -95,6 +93,9 @@ def encode_result(call: Call, invocation: Invocation, result: Any) -> tuple[int,
         InvalidCall: it cannot be encoded.
     """
     encoding = call.encoding
+    if invocation.stream:  # it has encoded its items and its end
+        status, body = result
+        return status, body
     if encoding == PICKLE:
         return OK, values.dump(result)
     if encoding == SOCKET:
@@ -213,7 +214,12 @@ def _scheduled_invocation(call: Call, activation: Activation) -> Invocation:
         arguments, keywords = (), {}
     blocking = is_marked(function, BLOCKING)
     return Invocation(
-        function, (activation.instance, *arguments), keywords, True, blocking=blocking
+        function,
+        (activation.instance, *arguments),
+        keywords,
+        True,
+        blocking=blocking,
+        stream=stream_of(function),
     )
 
 
@@ -311,6 +317,6 @@ def is_binding_error(error: BaseException) -> bool:
     return trace.tb_frame.f_globals.get("__name__") in _CALLERS
 
 
-_CALLERS = frozenset(
-    {__name__, *(f"rayobjects.objects.{name}" for name in ("activation", "filters", "threads"))}
-)
+_CALLING = ("activation", "filters", "streams", "threads")
+
+_CALLERS = frozenset({__name__, *(f"rayobjects.objects.{name}" for name in _CALLING)})

@@ -12,6 +12,9 @@ INTERNAL = "__rayobjects_internal__"
 CONCURRENT = "__rayobjects_concurrent__"
 BLOCKING = "__rayobjects_blocking__"
 
+LOOP = "loop"
+THREAD = "thread"
+
 
 def internal(function: F) -> F:
     """Marks a method that cannot be called over HTTP or WebSocket; stubs may call it."""
@@ -68,6 +71,14 @@ def blocking(function: F) -> F:
 def is_marked(function: object, mark: str) -> bool:
     """Whether a method has one of the marks above."""
     return bool(getattr(function, mark, False))
+
+
+def stream_of(function: Callable[..., Any]) -> str:
+    """Where the items of a generator method are made: LOOP or THREAD; "" if it is none."""
+    inner = inspect.unwrap(function)
+    if not inspect.isgeneratorfunction(inner) and not inspect.isasyncgenfunction(inner):
+        return ""
+    return THREAD if is_marked(function, BLOCKING) else LOOP
 
 
 def check(cls: type, hooks: Iterable[str]) -> None:

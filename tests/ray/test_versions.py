@@ -277,6 +277,22 @@ def test_a_deleted_class_is_gone_with_everything(deployed: str) -> None:
     assert accounts.get(names[2]).plans.remote().result(WITHIN_S) == 0
 
 
+def test_sockets_whose_actor_cannot_tell_them_are_closed_all_the_same() -> None:
+    home = ro.namespace("Account").get("home")
+
+    def end(*_: Any) -> int:
+        for host in live_actors():
+            ray.kill(ray.get_actor(host, namespace=placement.NAMESPACE), no_restart=True)
+        return 0
+
+    with Sockets() as sockets, pytest.MonkeyPatch.context() as patch:
+        socket = sockets.connect(home)
+        assert socket.say("a") == "1 a Account"
+        patch.setattr(class_changes, "_end_dedicated", end)
+        class_changes.delete_class("Account")
+        socket.wait(lambda: socket.closed is not None)
+
+
 def test_a_deletion_that_is_cut_off_is_finished_by_the_next() -> None:
     home = ro.namespace("Account").get("home")
     home.pay.remote(1).result(WITHIN_S)

@@ -64,7 +64,7 @@ class Router:
         self.loop = loop
         self.configuration = configuration
         self._on_push: Callable[[Push], None] | None = None
-        self.on_unknown: Callable[[list[tuple[str, str, str]]], None] = lambda sockets: None
+        self._on_unknown: Callable[[list[tuple[str, str, str]]], None] = lambda sockets: None
         self._names: dict[str, set[str]] = {}
         self.clock = clock
         self._thread = 0
@@ -300,6 +300,25 @@ class Router:
     @on_push.setter
     def on_push(self, take: Callable[[Push], None] | None) -> None:
         self._on_push = take
+
+    @property
+    def on_unknown(self) -> Callable[[list[tuple[str, str, str]]], None]:
+        """What takes the sockets that no object knows; a gateway sets it. They too come under each
+        name."""
+        return self._unknown
+
+    @on_unknown.setter
+    def on_unknown(self, take: Callable[[list[tuple[str, str, str]]], None]) -> None:
+        self._on_unknown = take
+
+    def _unknown(self, sockets: list[tuple[str, str, str]]) -> None:
+        self._on_unknown(
+            [
+                (class_name, name, socket)
+                for class_key, name, socket in sockets
+                for class_name in self._names.get(class_key, (class_key,))
+            ]
+        )
 
     def _pushed(self, push: Push) -> None:
         assert self._on_push is not None

@@ -251,7 +251,7 @@ def describe(cls: type[DurableObject]) -> ClassInfo:
         ) from error
     check_ray_options(info.name, info.ray_options)
     info.digest = digest_of(cls, plain)
-    info.sys_path = _import_path(cls)
+    info.sys_path = import_path(cls)
     return info
 
 
@@ -268,10 +268,10 @@ def check_class(cls: object) -> None:
     )
 
 
-def _import_path(cls: type) -> list[str]:
-    """Folders of the user's own that modules are imported from."""
+def import_path(definition: Any) -> list[str]:
+    """Folders of the user's own that the module of a class or function is imported from."""
     found: list[str] = []
-    module = sys.modules.get(cls.__module__)
+    module = sys.modules.get(getattr(definition, "__module__", ""))
     if module is not None and is_user_module(module):
         package = (getattr(module, "__package__", None) or "").split(".")
         folder = Path(str(module.__file__)).resolve().parent

@@ -66,7 +66,7 @@ def pickle_classes(classes: Iterable[type]) -> bytes:
         InvalidCall: something that they need cannot be pickled; the message says what.
     """
     wanted = {cls.__name__: cls for cls in classes}
-    modules = _user_modules(wanted.values())
+    modules = _modules_of(wanted.values())
     with _lock, _by_value(modules), _with_types(modules, wanted.values()):
         try:
             seen = _dump(wanted)[1]
@@ -93,10 +93,14 @@ def load_classes(blob: bytes, sys_path: Iterable[str] = ()) -> dict[str, type]:
         InvalidCall: a module that the classes import is not here, or they cannot be loaded.
     """
     classes, named = _unpickled(blob, sys_path)
+    _register(named)
+    return classes
+
+
+def _register(named: dict[str, type]) -> None:
     for name, cls in named.items():
         name_class(name, cls)
         _publish(cls)
-    return classes
 
 
 def try_classes(blob: bytes, sys_path: Iterable[str] = ()) -> dict[str, type]:
@@ -112,30 +116,75 @@ def try_classes(blob: bytes, sys_path: Iterable[str] = ()) -> dict[str, type]:
         sys.path[:] = before
 
 
-def _unpickled(blob: bytes, sys_path: Iterable[str]) -> tuple[dict[str, type], dict[str, type]]:
-    """(the classes by name, everything that came along by its stored name)."""
+def _unpickled(
+    blob: bytes, sys_path: Iterable[str], what: str = "the class"
+) -> tuple[dict[str, Any], dict[str, type]]:
+    """(what was wanted by name, the classes that came along by their stored names)."""
     for folder in sys_path:
         if folder not in sys.path and Path(folder).is_dir():
             sys.path.append(folder)
     try:
         content = pickle.loads(blob)
-        classes: dict[str, type] = content["classes"]
+        wanted: dict[str, Any] = content["classes"]
         named: dict[str, type] = content["names"]
     except ImportError as error:
         missing = getattr(error, "name", None) or str(error)
         raise InvalidCall(
-            f"the class cannot be loaded on its host: the module {missing!r} is missing there "
+            f"{what} cannot be loaded on its host: the module {missing!r} is missing there "
             f"({error}): install it on every node, or name it in the runtime_env of the class's "
             "ray_options",
             status=500,
         ) from error
     except Exception as error:  # unpickling runs the user's code
         raise InvalidCall(
-            f"the class cannot be loaded on its host ({type(error).__name__}: {error}): use the "
+            f"{what} cannot be loaded on its host ({type(error).__name__}: {error}): use the "
             "same versions of Python and of the packages on every node, then deploy it again",
             status=500,
         ) from error
-    return classes, named
+    return wanted, named
+
+
+def pickle_functions(wanted: Any, functions: Iterable[Any]) -> tuple[str, bytes]:
+    """Pickles functions, or objects that act as such, in the same way as classes.
+
+    Args:
+        wanted: them, in whatever they are to be found in after loading.
+
+    Returns:
+        A SHA-256 of their code, in the manner of `digest_of`, and the pickle.
+
+    Raises:
+        InvalidCall: something that they need cannot be pickled.
+    """
+    modules = _user_modules(getattr(each, "__module__", "") for each in functions)
+    buffer = BytesIO()
+    with _lock, _by_value(modules), _with_types(modules, []):
+        try:
+            names = {_stored_name(cls): cls for cls in _dump(wanted)[1]}
+            blob = _dump({"classes": wanted, "names": names})[0]
+            _Digester(buffer, protocol=5).dump(wanted)
+        except Exception as error:
+            raise InvalidCall(
+                f"filters and process_setup must be such that they can be pickled ({error}): make "
+                "what cannot inside of them"
+            ) from error
+    if len(blob) > CALL_BYTES_MAX:
+        raise InvalidCall(
+            f"filters and process_setup need {len(blob):,} bytes of code and data, at most "
+            f"{CALL_BYTES_MAX:,} can be handed in"
+        )
+    return hashlib.sha256(buffer.getvalue()).hexdigest(), blob
+
+
+def load_functions(blob: bytes, sys_path: Iterable[str] = ()) -> Any:
+    """Loads what `pickle_functions` made.
+
+    Raises:
+        InvalidCall: as `load_classes`.
+    """
+    wanted, named = _unpickled(blob, sys_path, "a filter, or process_setup,")
+    _register(named)
+    return wanted
 
 
 def digest_of(cls: type, *others: bytes) -> str:
@@ -148,7 +197,7 @@ def digest_of(cls: type, *others: bytes) -> str:
     Raises:
         InvalidCall: something that the class needs cannot be pickled.
     """
-    modules = _user_modules([cls])
+    modules = _modules_of([cls])
     buffer = BytesIO()
     try:
         with _lock, _by_value(modules), _with_types(modules, [cls]):
@@ -271,10 +320,14 @@ def _publish(cls: type) -> None:
     setattr(module, cls.__qualname__, cls)
 
 
-def _user_modules(classes: Iterable[type]) -> list[ModuleType]:
-    """The user's modules that the classes' modules refer to, and those in turn."""
+def _modules_of(classes: Iterable[type]) -> list[ModuleType]:
+    return _user_modules(base.__module__ for cls in classes for base in cls.__mro__)
+
+
+def _user_modules(names: Iterable[str]) -> list[ModuleType]:
+    """The user's modules of these names, those that they refer to, and those in turn."""
     found: dict[str, ModuleType] = {}
-    waiting = [base.__module__ for cls in classes for base in cls.__mro__]
+    waiting = list(names)
     while waiting:
         name = waiting.pop()
         module = sys.modules.get(name)

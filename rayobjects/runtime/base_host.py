@@ -28,6 +28,7 @@ from rayobjects.objects.catalog import ObjectClass
 from rayobjects.objects.host_core import HostCore
 from rayobjects.objects.ledger import Ledger
 from rayobjects.runtime import process
+from rayobjects.runtime.around import Around
 from rayobjects.runtime.background import spawn
 from rayobjects.runtime.configuration import Configuration
 from rayobjects.runtime.death_notes import DeathNotes
@@ -62,6 +63,7 @@ class BaseHost:
         self.clock = SystemClock()
         self.incarnation = process.new_router_id()
         self.classes = HostClasses()
+        self._around = Around()
         self.core: HostCore | None = None
         self._link = LinkServer({DELIVER: self.deliver, POLL: self.poll}, self.incarnation)
         self._router: Router | None = None
@@ -145,6 +147,13 @@ class BaseHost:
         if self.core is not None:
             self.core.refresh(outdated)
 
+    async def take_around(self) -> str:
+        """Others filters are in force; returns why they cannot be loaded here, "" if they can."""
+        await self._around.take()
+        if self.core is not None:
+            self.core.filters = self._around.filters
+        return self._around.error
+
     async def stats(self) -> dict[str, Any]:
         """Figures for `rayobjects status`."""
         core = self.core
@@ -155,6 +164,7 @@ class BaseHost:
             "live": len(core.activations) if core is not None else 0,
             "sockets": sum(map(len, core.gateways.sockets.values())) if core is not None else 0,
             "error": str(self._open_error or "") if core is None else str(core.failed or ""),
+            "around": self._around.error,
         }
 
     async def stop(self) -> None:
@@ -218,7 +228,7 @@ class BaseHost:
         make: Callable[..., HostCore] = HostCore
         if self._probation is not None:
             make = partial(CoreOnProbation, self._probation)
-        ledger = await self.open_ledger()
+        ledger, _ = await asyncio.gather(self.open_ledger(), self._around.take())
         core = make(
             ledger=ledger,
             classes=self.classes,
@@ -231,6 +241,7 @@ class BaseHost:
             submit=self._router.submit,
             wake=Waker(lambda: self.configuration).wake,
         )
+        core.filters = self._around.filters
         self._router.serve_locally(self.host, core)
         core.begin()
         return core
@@ -246,6 +257,8 @@ class BaseHost:
                 continue
             try:
                 core.sweep()
+                await self._around.look(self.clock.monotonic())
+                core.filters = self._around.filters
                 await self.sweep()
             except Exception:  # must not end the sweeper
                 logger.exception("%s: the sweep failed", self.host)

@@ -21,6 +21,7 @@ _CONFIGURATION = b"configuration"
 _CATALOG = b"catalog"
 _CATALOG_VERSION = b"catalog-version"
 _CLASS = b"class:"
+_AROUND = b"around"
 
 
 class Configuration(msgspec.Struct):
@@ -110,6 +111,26 @@ def write_catalog(catalog: Catalog, blobs: dict[str, bytes]) -> None:
 def read_class(info: ClassInfo) -> bytes | None:
     """The pickled class of that version."""
     return _get(_code(info))
+
+
+def read_around_name() -> str:
+    """The name of what is around calls (`around`); "" for nothing."""
+    return (_get(_AROUND) or b"").decode()
+
+
+def read_around(name: str) -> bytes | None:
+    """The bundle of that name; None if others have taken its place."""
+    return _get(_AROUND + b":" + name.encode())
+
+
+def write_around(name: str, bundle: bytes) -> None:
+    """Writes the bundle first and the name that points to it second."""
+    before = read_around_name()
+    if name:
+        _put(_AROUND + b":" + name.encode(), bundle, True)
+    _put(_AROUND, name.encode(), True)
+    if before and before != name:
+        internal_kv._internal_kv_del(_AROUND + b":" + before.encode(), namespace=NAMESPACE)
 
 
 def _code(info: ClassInfo) -> bytes:

@@ -31,6 +31,7 @@ from rayobjects.ids import ObjectId
 from rayobjects.limits import PAGE_KEYS_MAX
 from rayobjects.messages import ERROR, JSON, SYSTEM, HttpRequest, HttpResponse, Reply, encode
 from rayobjects.objects.model import DurableObject
+from rayobjects.storage.records import SCHEDULE, Promise
 from rayobjects.testing.clock import ManualClock
 from rayobjects.testing.files import Crashed
 from rayobjects.testing.life import HostLife, LocalCore
@@ -107,6 +108,25 @@ class LocalHost(HostLife):
             shard.expire()
         except Crashed:
             self._die()
+
+    async def fire(self, stub: Target, key: str) -> None:
+        """Moves the time to when a schedule is due (not at all if it is overdue), and returns when
+        its call has ended: it is done then, or has its next time or attempt.
+
+        Raises:
+            KeyError: the object has no such schedule, or it has failed for good.
+            TypeError: the clock is no ManualClock.
+        """
+        id = _id(stub)
+        promise = self._schedule(id, key)
+        if promise is None or promise.failed:
+            raise KeyError(f"{id} has no schedule {key!r} that is still to fire")
+        await self.move(max(0.0, promise.due - self.clock.now()))
+        while self._schedule(id, key) is promise:  # noqa: ASYNC110  the host's own steps
+            await asyncio.sleep(0)
+
+    def _schedule(self, id: ObjectId, key: str) -> Promise | None:
+        return self.shard.promise(id, SCHEDULE, key) if self.shard is not None else None
 
     async def fold(self) -> None:
         """Folds the journal into the checkpoint (DuckDB) now."""

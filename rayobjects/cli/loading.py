@@ -25,12 +25,16 @@ class Application:
         classes: its durable objects' classes.
         pages: its attribute `pages`: static pages by path.
         app: its attribute `app`: an ASGI application of the user's own.
+        filters: its attribute `filters`; None if it has none.
+        process_setup: likewise.
     """
 
     name: str
     classes: list[type[DurableObject]]
     pages: Mapping[str, Any]
     app: Any
+    filters: list[Any] | None
+    process_setup: Any
 
 
 def load(target: str) -> Application:
@@ -51,7 +55,20 @@ def load(target: str) -> Application:
             f"`pages` in {target} is a {type(pages).__name__}: make it a dict from a path, such as "
             "'/', to a file"
         )
-    return Application(module.__name__, found, pages, getattr(module, "app", None))
+    filters = getattr(module, "filters", None)
+    if filters is not None and not isinstance(filters, list | tuple):
+        raise InvalidCall(
+            f"`filters` in {target} is a {type(filters).__name__}: make it a list of async "
+            "functions (call, proceed)"
+        )
+    return Application(
+        module.__name__,
+        found,
+        pages,
+        getattr(module, "app", None),
+        None if filters is None else list(filters),
+        getattr(module, "process_setup", None),
+    )
 
 
 def _classes(module: ModuleType) -> list[type[DurableObject]]:

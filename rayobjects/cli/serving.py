@@ -228,7 +228,14 @@ def _start_objects(
 ) -> None:
     from rayobjects.runtime import client
 
-    client.init(root, shards=shards, hosting=settings.hosting, idle_s=settings.idle_s)
+    client.init(
+        root,
+        shards=shards,
+        hosting=settings.hosting,
+        idle_s=settings.idle_s,
+        filters=application.filters,
+        process_setup=application.process_setup,
+    )
     client.deploy(*application.classes)
 
 

@@ -1,4 +1,5 @@
-"""What `ro.init` puts around the calls of a whole cluster: filters, and the set-up of its processes.
+"""What `ro.init` puts around the calls of a whole cluster: filters, and how its processes are set
+up.
 
 They are pickled with the user's modules that they need, like classes, and lie in Ray's key-value
 store under a name that follows from their content; a pointer names the ones that are in force. They
@@ -16,8 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -69,7 +70,7 @@ def hand_in(filters: Iterable[Filter], setup: Setup | None) -> Handed:
     checked = check(filters)
     if setup is not None and not callable(setup):
         raise InvalidCall(f"process_setup is a function without arguments, not {setup!r}")
-    functions = [*checked, *([] if setup is None else [setup])]
+    functions: list[Any] = [*checked, *([] if setup is None else [setup])]
     if not functions:
         return Handed("", b"")
     name, code = pickle_functions({"filters": checked, "setup": setup}, functions)
@@ -104,7 +105,7 @@ class Around:
         self._looked_at_s = float("-inf")
 
     @property
-    def filters(self) -> Sequence[Filter] | None:
+    def filters(self) -> tuple[Filter, ...] | None:
         """What a host's core has around its calls."""
         return with_spans(self._filters)
 
@@ -158,4 +159,3 @@ def _read(known: str | None) -> tuple[str, bytes]:
         bundle = read_around(name)
         if bundle is not None:  # else others have just been put in force
             return name, bundle
-

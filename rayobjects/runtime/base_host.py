@@ -28,7 +28,7 @@ from rayobjects.objects.catalog import ObjectClass
 from rayobjects.objects.host_core import HostCore
 from rayobjects.objects.ledger import Ledger
 from rayobjects.runtime import process
-from rayobjects.runtime.around import Around
+from rayobjects.runtime.around import Around, load
 from rayobjects.runtime.background import spawn
 from rayobjects.runtime.configuration import Configuration
 from rayobjects.runtime.death_notes import DeathNotes
@@ -147,8 +147,16 @@ class BaseHost:
         if self.core is not None:
             self.core.refresh(outdated)
 
+    async def try_around(self, bundle: bytes) -> str:
+        """Why filters could not be loaded here; "" if they could."""
+        try:
+            await asyncio.to_thread(load, bundle)
+        except RayObjectsError as error:
+            return error.message
+        return ""
+
     async def take_around(self) -> str:
-        """Others filters are in force; returns why they cannot be loaded here, "" if they can."""
+        """Other filters are in force; returns why they cannot be loaded here, "" if they can."""
         await self._around.take()
         if self.core is not None:
             self.core.filters = self._around.filters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, overload
 
 import msgspec
@@ -12,15 +12,20 @@ import ray
 
 from rayobjects.errors import InvalidCall
 from rayobjects.limits import SHARDS_DEFAULT_MAX, SHARDS_MAX
+from rayobjects.objects import carried
 from rayobjects.objects.catalog import ClassInfo, describe, pickle_classes
+from rayobjects.objects.filters import Filter
 from rayobjects.objects.model import DurableObject
 from rayobjects.runtime import cluster, placement, process
+from rayobjects.runtime.around import Handed, Setup, hand_in
 from rayobjects.runtime.asking import answer, answer_of
 from rayobjects.runtime.class_store import Deployment
 from rayobjects.runtime.configuration import (
     Configuration,
     delete_configuration,
+    read_around_name,
     read_configuration,
+    write_around,
     write_configuration,
 )
 from rayobjects.runtime.stubs import Namespace
@@ -39,6 +44,9 @@ def init(
     hosting: str | None = None,
     idle_s: float | None = None,
     storage_shared: bool | None = None,
+    filters: Iterable[Filter] | None = None,
+    process_setup: Setup | None = None,
+    client: str | None = None,
 ) -> None:
     """Connects this process to the objects of a Ray cluster, starting what is missing.
 
@@ -57,6 +65,14 @@ def init(
         idle_s: after how many seconds without a call an object leaves memory (default 60).
         storage_shared: every node of the cluster sees the storage root, so hosts may live
             anywhere; else they are pinned to this node.
+        filters: async functions `(call, proceed)` around each call of a method, on the object's
+            host; the first is the outermost (docs/middleware.md). They hold for the whole cluster,
+            from all its processes, until others are given or the cluster ends; an empty list takes
+            them away.
+        process_setup: a function without arguments that every process of hosts and gateways runs
+            when it starts or gets it: for logging and tracing. Where one of `filters` and this is
+            given, both are.
+        client: the name of this process, as objects see it in `ro.context().caller`.
 
     Raises:
         InvalidCall: an argument is out of bounds or contradicts the running configuration, or the
@@ -73,6 +89,12 @@ def init(
     if shards is not None and not 1 <= shards <= SHARDS_MAX:
         raise InvalidCall(f"shards is a number from 1 to {SHARDS_MAX}, not {shards!r}")
     root = parse_root(storage) if storage is not None else None
+    handed = None
+    if filters is not None or process_setup is not None:
+        handed = hand_in(filters or (), process_setup)
+    if client is not None:
+        carried.check({carried.CALLER: client})
+        carried.name_client(client)
     cluster.attach(root, address)
     configuration = read_configuration()
     if configuration is None:
@@ -81,6 +103,9 @@ def init(
                 "this Ray cluster runs no rayobjects yet, so it needs to know where to store its "
                 'objects: ro.init(storage="./data"), or RAYOBJECTS_STORAGE=./data'
             )
+        if handed is not None:
+            write_around(*handed)
+            handed = None
         configuration = _first_configuration(
             Configuration(
                 cluster_id=uuid.uuid4().hex,
@@ -100,6 +125,20 @@ def init(
             "`storage` out, or stop it first with `rayobjects down`"
         )
     process.attach(configuration)
+    if handed is not None and handed.name != read_around_name():
+        _put_in_force(handed)
+
+
+def _put_in_force(handed: Handed) -> None:
+    """Puts other filters around the calls of a cluster that runs."""
+    first = placement.shard_host(0)
+    problem = ask_host(first, lambda host: host.try_around.remote(handed.bundle))
+    if problem:
+        raise InvalidCall(f"{problem}. Those that were in force before still are", status=500)
+    write_around(*handed)
+    for problem in _tell_hosts(placement.live_hosts(), lambda host: host.take_around.remote()):
+        if problem:  # of another node than the first
+            raise InvalidCall(problem, status=500)
 
 
 def default_shards() -> int:
@@ -118,6 +157,8 @@ def _first_configuration(proposed: Configuration) -> Configuration:
     try:
         handle = placement.locate_blocking(host, configuration, None)
         figures: dict[str, Any] = answer(handle.start.remote(), START_WITHIN_S, host)
+        if figures["around"]:
+            raise InvalidCall(figures["around"], status=500)
     except BaseException:  # also an interrupt: whoever comes next begins anew
         if configuration.cluster_id == proposed.cluster_id:
             if handle is not None:
@@ -190,25 +231,31 @@ def ask_host(host: str, ask: Callable[[Any], Any]) -> Any:
 def refresh_hosts(class_keys: list[str]) -> None:
     """Tells the hosts that run now that classes have changed; those that start later read the new
     catalog by themselves."""
-    refreshing = []
-    for host in placement.live_hosts():
-        pool_or_class = host.partition("/")[0]
-        if pool_or_class == placement.DEFAULT_POOL or pool_or_class in class_keys:
-            try:
-                handle = ray.get_actor(host, namespace=placement.NAMESPACE)
-            except ValueError:
-                continue  # it has ended meanwhile
-            refreshing.append(handle.refresh.remote(class_keys))
-    ready, _ = (
-        ray.wait(refreshing, num_returns=len(refreshing), timeout=START_WITHIN_S)
-        if refreshing
-        else ([], [])
-    )
+    wanted = {placement.DEFAULT_POOL, *class_keys}
+    hosts = [host for host in placement.live_hosts() if host.partition("/")[0] in wanted]
+    _tell_hosts(hosts, lambda host: host.refresh.remote(class_keys))
+
+
+def _tell_hosts(hosts: Iterable[str], tell: Callable[[Any], Any]) -> list[Any]:
+    """Tells hosts something that those who start later find out by themselves; returns what they
+    say."""
+    telling = []
+    for host in hosts:
+        try:
+            handle = ray.get_actor(host, namespace=placement.NAMESPACE)
+        except ValueError:
+            continue  # it has ended meanwhile
+        telling.append(tell(handle))
+    if not telling:
+        return []
+    ready, _ = ray.wait(telling, num_returns=len(telling), timeout=START_WITHIN_S)
+    answers = []
     for reference in ready:
         try:
-            ray.get(reference)
+            answers.append(ray.get(reference))
         except ray.exceptions.RayActorError:
-            pass  # a host that died reads the new catalog when it is back
+            pass  # a host that died finds out when it is back
+    return answers
 
 
 def namespace(class_: str | type[DurableObject]) -> Namespace[Any]:
@@ -218,4 +265,5 @@ def namespace(class_: str | type[DurableObject]) -> Namespace[Any]:
 
 def shutdown() -> None:
     """Disconnects this process. Objects and hosts stay where they are."""
+    carried.name_client("")
     process.detach()

@@ -424,6 +424,7 @@ async def connect() -> Router:
         InvalidCall: the cluster has no configuration: `ro.init` must come first.
     """
     from rayobjects.runtime import gateways, process  # which imports this module
+    from rayobjects.runtime.around import Around
 
     configuration = await asyncio.to_thread(read_configuration)
     if configuration is None:
@@ -435,6 +436,7 @@ async def connect() -> Router:
         SystemClock(),
     )
     process.adopt(router)
+    await Around().take()  # a gateway has no filters of its own, but process_setup
     return router
 
 

@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rayobjects.errors import RayObjectsError, info_from_wire
-from rayobjects.messages import ERROR, OK, Call, Reply
+from rayobjects.messages import END, ERROR, OK, Call, Reply
+from rayobjects.objects.reading import Opened
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -101,7 +102,8 @@ def calling(call: Call, replied: Callable[[Reply | RayObjectsError], None]) -> A
     call.context = carrying or None
 
     def ended(outcome: Reply | RayObjectsError) -> None:
-        if isinstance(outcome, RayObjectsError) or outcome.status in (OK, ERROR):
+        nonlocal replied
+        if isinstance(outcome, RayObjectsError) or outcome.status in (OK, ERROR, END):
             if isinstance(outcome, RayObjectsError):
                 _failed(span, type(outcome).__name__, outcome.message)
             elif outcome.status == ERROR:
@@ -109,6 +111,8 @@ def calling(call: Call, replied: Callable[[Reply | RayObjectsError], None]) -> A
                 _failed(span, info.cause_type or info.kind, info.message)
             span.end()
         replied(outcome)
+        if isinstance(outcome, Opened) and outcome.take is not None:
+            replied, outcome.take = outcome.take, ended
 
     return ended
 

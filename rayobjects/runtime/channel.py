@@ -10,6 +10,9 @@ answers from what it remembers or from the journal and runs none twice. It goes 
 answers, or until `unavailable_after_s` have passed without any answer; then the waiting calls fail
 with Unavailable, and the next call begins anew.
 
+Streams: OPENED and items come before the reply of a call, in order. A call of which items have come
+is sent again with their number, so that a host which does not have it any more ends the stream.
+
 All of it lives on one event loop; `runtime.router` brings calls of other threads there.
 """
 
@@ -18,6 +21,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rayobjects.clock import Clock
@@ -29,6 +33,7 @@ from rayobjects.limits import (
     POLL_S,
 )
 from rayobjects.messages import (
+    OPENED,
     Batch,
     Call,
     Poll,
@@ -37,6 +42,7 @@ from rayobjects.messages import (
     decode_replies,
     encode,
 )
+from rayobjects.objects.reading import opened
 from rayobjects.runtime.background import spawn
 from rayobjects.runtime.link import DELIVER, POLL, Link, LocalLink, RayLink
 
@@ -62,14 +68,15 @@ Replied = Callable[[Reply | RayObjectsError], None]
 
 
 class _Waiting:
-    """A call without a reply."""
+    """A call without a reply. `credit`: as far as its items are read; None if it is no stream."""
 
-    __slots__ = ("call", "keep", "replied")
+    __slots__ = ("call", "credit", "keep", "replied")
 
     def __init__(self, call: Call, replied: Replied, keep: bool) -> None:
         self.call = call
         self.replied = replied
         self.keep = keep
+        self.credit: int | None = None
 
 
 class Channel:
@@ -106,6 +113,7 @@ class Channel:
         self._waiting: dict[int, _Waiting] = {}
         self._queue: deque[Call] = deque()
         self._acks: list[int] = []
+        self._credits: dict[int, int] = {}
         self._late: set[int] = set()
         self._polling: asyncio.Task[None] | None = None
         self._incarnation = ""
@@ -136,22 +144,33 @@ class Channel:
         self._number = call.number = self._router.next_number()
         self._waiting[call.number] = _Waiting(call, replied, keep)
         self._queue.append(call)
+        self._flush_soon()
+        return call.number
+
+    def _flush_soon(self) -> None:
         if not self._flush_due and self._under_way < BATCHES_UNDER_WAY_MAX:
             # At the end of this tick, so that the calls of one tick travel together.
             self._flush_due = True
             self._router.loop.call_soon(self._flush)
-        return call.number
 
     def acknowledge(self, number: int) -> None:
         """The reply of a call that was sent with `keep` is needed no more."""
         self._acks.append(number)
+
+    def credit(self, number: int, upto: int) -> None:
+        """The items of a call that is a stream have been read up to this one; -1: the reader has
+        gone. Goes with the next batch, or alone."""
+        waiting = self._waiting.get(number)
+        if waiting is not None and waiting.credit != -1:
+            waiting.credit = self._credits[number] = upto
+            self._flush_soon()
 
     def _flush(self) -> None:
         self._flush_due = False
         if not self._connected:
             self._connect()
             return
-        while self._queue and self._under_way < BATCHES_UNDER_WAY_MAX:
+        while (self._queue or self._credits) and self._under_way < BATCHES_UNDER_WAY_MAX:
             self._under_way += 1
             spawn(self._send_batch(self._next_batch(), self._session))
 
@@ -172,7 +191,8 @@ class Channel:
                 calls.append(queue.popleft())
         acks, self._acks = self._acks, []
         resent = bool(calls) and calls[0].number <= self._resent_until
-        batch = Batch(self._router.id, self._session, self._index, calls, acks, resent)
+        credits, self._credits = list(self._credits.items()), {}
+        batch = Batch(self._router.id, self._session, self._index, calls, acks, resent, credits)
         self._index += 1
         return batch
 
@@ -196,7 +216,7 @@ class Channel:
             self._lost(session, None)
             return
         self._arrived(replies, batch)
-        if self._queue:
+        if self._queue or self._credits:
             self._flush()
 
     # -- replies --------------------------------------------------------------------------------
@@ -205,6 +225,9 @@ class Channel:
         if replies.incarnation != self._incarnation:
             self._incarnation, self._pushed = replies.incarnation, 0
         for reply in replies.replies:
+            if reply.status >= OPENED:
+                self._streamed(reply)
+                continue
             waiting = self._waiting.pop(reply.number, None)
             if waiting is None:
                 continue
@@ -219,6 +242,22 @@ class Channel:
                 self._router.on_push(push)
         if (self._late or self.sockets) and self._polling is None:
             self._polling = spawn(self._poll(self._session))
+
+    def _streamed(self, reply: Reply) -> None:
+        """A call is a stream, or an item of it has come: in order, perhaps repeated in a session,
+        perhaps with a gap before what is on its way again."""
+        waiting = self._waiting.get(reply.number)
+        if waiting is None:
+            return
+        if reply.status == OPENED:
+            if waiting.credit is None:
+                waiting.credit = 0
+                begins = opened(reply.number, partial(self.credit, reply.number))
+                waiting.replied(begins)
+                waiting.replied = begins.take or waiting.replied
+        elif reply.sequence == waiting.call.seen + 1:
+            waiting.call.seen = reply.sequence
+            waiting.replied(reply)
 
     def need_poll(self) -> None:
         """A socket's object lives at this host: keeps a standing request open from now on."""
@@ -328,10 +367,14 @@ class Channel:
         self._polling = None
         self._sockets_told = False
         self._queue = deque(waiting.call for waiting in self._waiting.values())
+        self._credits = {
+            number: waiting.credit for number, waiting in self._waiting.items() if waiting.credit
+        }
 
     def _fail_waiting(self, error: RayObjectsError) -> None:
         waiting, self._waiting = self._waiting, {}
         self._queue.clear()
+        self._credits.clear()
         for each in waiting.values():
             each.replied(error)
 

@@ -15,7 +15,8 @@ from rayobjects.errors import (
     RayObjectsError,
     from_wire,
 )
-from rayobjects.messages import OK, PICKLE, Reply
+from rayobjects.messages import END, OK, PICKLE, Reply
+from rayobjects.objects.reading import Opened, Reading, StreamReader, Unread, not_awaited
 from rayobjects.storage import values
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ class Response(Generic[T]):
 
     It may be asked several times, from several threads and loops. Giving up on it does not stop
     the call.
+
+    If the method is a generator, its items come as a stream, which can be read once: `async for
+    item in response`, or `for` in plain code. Whoever stops reading before its end, or drops the
+    response unread, closes the stream.
     """
 
     __slots__ = (
@@ -54,7 +59,7 @@ class Response(Generic[T]):
         self._router = router
         self._called = called
         self._encoding = encoding
-        self._outcome: Reply | RayObjectsError | None = None
+        self._outcome: Reply | RayObjectsError | Unread | None = None
         self._waiters: list[Any] = []
         self._caller = caller  # the running call that made it, and the id that it gave it
 
@@ -87,9 +92,14 @@ class Response(Generic[T]):
 
         Raises:
             DeadlineExceeded: it took longer. The call goes on, and may be asked for again.
-            InvalidCall: asked on an event loop that the answer needs: await it instead.
+            InvalidCall: asked on an event loop that the answer needs: await it instead. Or the
+                method is a generator.
             RayObjectsError: the call failed.
         """
+        self._wait_blocking(timeout_s)
+        return self._unpacked()
+
+    def _wait_blocking(self, timeout_s: float | None) -> None:
         if self._outcome is None:
             if self._router.runs_here():
                 raise InvalidCall(
@@ -104,9 +114,12 @@ class Response(Generic[T]):
                         f"{self._target} has not answered within {timeout_s:g} s; it may still "
                         "take effect: ask this response again"
                     )
-        return self._unpacked()
 
     def __await__(self) -> Generator[Any, None, T]:
+        yield from self._wait()
+        return self._unpacked()
+
+    def _wait(self) -> Generator[Any, None, None]:
         if self._outcome is None:
             loop = asyncio.get_running_loop()
             future = loop.create_future()
@@ -116,7 +129,12 @@ class Response(Generic[T]):
             if self._outcome is None:
                 with self._awaited():
                     yield from future
-        return self._unpacked()
+
+    def __aiter__(self) -> StreamReader[Any]:
+        return StreamReader(self)
+
+    def __iter__(self) -> StreamReader[Any]:
+        return StreamReader(self)
 
     def _expire(self, timeout_s: float) -> None:
         """On the router's loop: gives up if the host has not done so some time after it should."""
@@ -129,7 +147,12 @@ class Response(Generic[T]):
     def _replied(self, outcome: Reply | RayObjectsError) -> None:
         if self._outcome is not None:
             return
-        self._outcome = outcome
+        if type(outcome) is Opened:
+            if self._encoding != PICKLE:
+                return  # all items come in one reply
+            self._outcome = Unread(Reading(self._router, outcome))
+        else:
+            self._outcome = outcome
         for waiter in self._waiters:
             if type(waiter) is tuple:
                 self._router.wake(*waiter)
@@ -150,8 +173,12 @@ class Response(Generic[T]):
                         "hosts, or return plain data"
                     ) from error
                 return result
+            if outcome.status == END:
+                raise not_awaited(self._target, None)
             raise from_wire(outcome.body)
         assert outcome is not None
+        if isinstance(outcome, Unread):
+            raise not_awaited(self._target, outcome)
         raise outcome
 
     def __repr__(self) -> str:

@@ -20,9 +20,10 @@ from rayobjects.clock import Clock, SystemClock
 from rayobjects.errors import InvalidCall, RayObjectsError, Unavailable
 from rayobjects.ids import ObjectId
 from rayobjects.limits import LIST_HOSTS_AT_ONCE_MAX
-from rayobjects.messages import REDIRECT, Call, Push, Reply
+from rayobjects.messages import OPENED, REDIRECT, Call, Push, Reply
 from rayobjects.objects.catalog import ClassInfo
 from rayobjects.objects.context import CallContext
+from rayobjects.objects.reading import Following, Opened
 from rayobjects.objects.sockets import farewells
 from rayobjects.runtime import placement
 from rayobjects.runtime.asking import answer_of
@@ -264,9 +265,12 @@ class Router:
             if status == REDIRECT:
                 self.redirected(call, replied, context, redirects)
                 return
-            if context is not None and sequence:
+            if context is not None and sequence and status < OPENED:
                 context.add_child(lambda: core.ledger.forget(call.id))
-            replied(Reply(0, status, body, sequence))
+            following(Reply(0, status, body, sequence))
+
+        key = (call.class_name, call.name, call.id)
+        following = Following(replied, lambda upto: core.streams.credit(key, upto))
 
         core.submit(call, respond, True, False)
 
@@ -469,6 +473,11 @@ class _Follow:
                 if not call.id:  # the id stays when the number changes
                     call.id = f"{self._router.id}:{self.number}"
                 self._router.redirected(call, self._replied, self._context, self._redirects)
+                return
+            if outcome.status >= OPENED:
+                self._replied(outcome)
+                if isinstance(outcome, Opened):  # from now on to whoever reads, but by way of this
+                    self._replied, outcome.take = outcome.take or self._replied, None
                 return
             if self._context is not None:
                 channel, number = self._channel, self.number

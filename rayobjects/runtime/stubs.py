@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from rayobjects.errors import InvalidCall
 from rayobjects.ids import ObjectId, check_object_name
 from rayobjects.limits import CALL_BYTES_MAX, PAGE_KEYS_MAX
-from rayobjects.messages import PICKLE, SYSTEM, Call
+from rayobjects.messages import ITEMS, PICKLE, SYSTEM, WHOLE, Call
 from rayobjects.objects import carried, tracing
 from rayobjects.objects.arguments import check_timeout
 from rayobjects.objects.context import current_call
@@ -165,7 +165,8 @@ class RemoteMethod:
         self._timeout_s = timeout_s
 
     def remote(self, *args: Any, **kwargs: Any) -> Response[Any]:
-        """Calls the method; returns at once.
+        """Calls the method; returns at once. The response is awaited, or, if the method is a
+        generator, read: `async for item in stub.method.remote(…)`.
 
         Calls that one caller sends to one object run in the order in which they were sent.
 
@@ -235,7 +236,8 @@ def send(
         timeout_s: the host ends the call after so many seconds; 0: it does not.
     """
     router = process.router()
-    call = Call(0, class_name, name, method, encoding, args, timeout_s=timeout_s)
+    takes = ITEMS if encoding == PICKLE else WHOLE
+    call = Call(0, class_name, name, method, encoding, args, timeout_s=timeout_s, takes=takes)
     context = current_call.get()
     caller = None
     if context is not None:

@@ -13,11 +13,23 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Protocol
 
 from rayobjects.errors import Overloaded, RayObjectsError, Unavailable
 from rayobjects.limits import BATCH_BYTES_MAX, BATCH_CALLS_MAX, CHANNEL_CALLS_MAX
-from rayobjects.messages import Batch, Call, Poll, Push, Replies, Reply, decode_replies, encode
+from rayobjects.messages import (
+    OPENED,
+    Batch,
+    Call,
+    Poll,
+    Push,
+    Replies,
+    Reply,
+    decode_replies,
+    encode,
+)
+from rayobjects.objects.reading import opened
 
 BATCHES_UNDER_WAY_MAX = 2
 
@@ -43,14 +55,15 @@ class Link(Protocol):
 
 
 class _Waiting:
-    """A call without a reply."""
+    """A call without a reply. `credit`: as far as its items are read; None if it is no stream."""
 
-    __slots__ = ("call", "keep", "replied")
+    __slots__ = ("call", "credit", "keep", "replied")
 
     def __init__(self, call: Call, replied: Replied, keep: bool) -> None:
         self.call = call
         self.replied = replied
         self.keep = keep
+        self.credit: int | None = None
 
 
 class LocalChannel:
@@ -88,6 +101,7 @@ class LocalChannel:
         self._waiting: dict[int, _Waiting] = {}
         self._queue: deque[Call] = deque()
         self._acks: list[int] = []
+        self._credits: dict[int, int] = {}
         self._late: set[int] = set()
         self._polling: asyncio.Task[None] | None = None
         self._polled: list[asyncio.Future[None]] = []
@@ -123,6 +137,14 @@ class LocalChannel:
         """The reply of a call that was sent with `keep` is needed no more."""
         self._acks.append(number)
 
+    def credit(self, number: int, upto: int) -> None:
+        """The items of a call that is a stream have been read up to this one; -1: the reader has
+        gone. Goes with the next batch, or alone."""
+        waiting = self._waiting.get(number)
+        if waiting is not None and waiting.credit != -1:
+            waiting.credit = self._credits[number] = upto
+            self._flush_soon()
+
     @property
     def unanswered(self) -> int:
         """How many calls have no reply yet."""
@@ -138,7 +160,7 @@ class LocalChannel:
         if not self._connected:
             self._connect()
             return
-        while self._queue and self._under_way < BATCHES_UNDER_WAY_MAX:
+        while (self._queue or self._credits) and self._under_way < BATCHES_UNDER_WAY_MAX:
             self._under_way += 1
             self._host.spawn(self._send_batch(self._next_batch(), self._session))
 
@@ -152,7 +174,8 @@ class LocalChannel:
         acks, self._acks = self._acks, []
         # They are in the order of their numbers: one that was sent before comes first.
         resent = bool(calls) and calls[0].number <= self._resent_until
-        batch = Batch(self.id, self._session, self._index, calls, acks, resent)
+        credits, self._credits = list(self._credits.items()), {}
+        batch = Batch(self.id, self._session, self._index, calls, acks, resent, credits)
         self._index += 1
         return batch
 
@@ -175,7 +198,7 @@ class LocalChannel:
         elif session == self._session:
             self._under_way -= 1
             self._arrived(replies, batch)
-            if self._queue:
+            if self._queue or self._credits:
                 self._flush()
 
     # -- replies --------------------------------------------------------------------------------
@@ -184,6 +207,9 @@ class LocalChannel:
         if replies.incarnation != self._incarnation:
             self._incarnation, self._pushed = replies.incarnation, 0
         for reply in replies.replies:
+            if reply.status >= OPENED:
+                self._streamed(reply)
+                continue
             waiting = self._waiting.pop(reply.number, None)
             if waiting is None:
                 continue
@@ -197,6 +223,22 @@ class LocalChannel:
             for push in replies.pushes:
                 self._on_push(push)
         self.need_poll()
+
+    def _streamed(self, reply: Reply) -> None:
+        """A call is a stream, or an item of it has come: in order, perhaps repeated in a session,
+        perhaps with a gap before what is on its way again."""
+        waiting = self._waiting.get(reply.number)
+        if waiting is None:
+            return
+        if reply.status == OPENED:
+            if waiting.credit is None:
+                waiting.credit = 0
+                begins = opened(reply.number, partial(self.credit, reply.number))
+                waiting.replied(begins)
+                waiting.replied = begins.take or waiting.replied
+        elif reply.sequence == waiting.call.seen + 1:
+            waiting.call.seen = reply.sequence
+            waiting.replied(reply)
 
     def need_poll(self) -> None:
         """Keeps a standing request open while there are late calls or sockets."""
@@ -293,6 +335,9 @@ class LocalChannel:
         self._sockets_told = False
         self._resent_until = self._number
         self._queue = deque(waiting.call for waiting in self._waiting.values())
+        self._credits = {
+            number: waiting.credit for number, waiting in self._waiting.items() if waiting.credit
+        }
 
     def close(self) -> None:
         """The process is gone: no one is told anything any more. Calls without a reply fail with
@@ -302,6 +347,7 @@ class LocalChannel:
         self._session += 1
         self.sockets = set()
         self._queue.clear()
+        self._credits.clear()
         waiting, self._waiting = self._waiting, {}
         for each in waiting.values():
             each.replied(Unavailable("the host of this test was closed before it answered"))

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from rayobjects.errors import RayObjectsError, Unavailable
 from rayobjects.limits import PAGE_KEYS_MAX
-from rayobjects.messages import Call, Reply
+from rayobjects.messages import OPENED, Call, Reply
 from rayobjects.objects.context import CallContext
+from rayobjects.objects.reading import Following
 
 if TYPE_CHECKING:
     from rayobjects.testing.life import HostLife
@@ -68,9 +69,12 @@ class LocalRouter:
             call.id = f"{core.incarnation}:local:{self._calls}"
 
         def respond(status: int, body: bytes, sequence: int) -> None:
-            if sequence:
+            if sequence and status < OPENED:
                 context.add_child(lambda: core.ledger.forget(call.id))
-            replied(Reply(0, status, body, sequence))
+            following(Reply(0, status, body, sequence))
+
+        key = (call.class_name, call.name, call.id)
+        following = Following(replied, lambda upto: core.streams.credit(key, upto))
 
         core.submit(call, respond, True, False)
 

@@ -5,21 +5,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rayobjects.errors import InvalidCall, RayObjectsError, from_wire
 from rayobjects.ids import ObjectId, check_object_name
 from rayobjects.limits import CALL_BYTES_MAX
-from rayobjects.messages import OK, PICKLE, SYSTEM, Call, Reply
+from rayobjects.messages import END, ITEMS, OK, PICKLE, SYSTEM, WHOLE, Call, Reply
 from rayobjects.objects import carried, tracing
 from rayobjects.objects.arguments import check_timeout
 from rayobjects.objects.context import CallContext, current_call, local_router
+from rayobjects.objects.reading import Opened, Reading, StreamReader, Unread, not_awaited
 from rayobjects.storage import values
 
 
 class CallRouter(Protocol):
     """What stubs need of their host."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def runs_here(self) -> bool: ...
 
     def submit(
         self,
@@ -32,7 +38,8 @@ class CallRouter(Protocol):
 
 
 class LocalResponse:
-    """A call's result to come: await it, as often as you like."""
+    """A call's result to come: await it, as often as you like. If the method is a generator, read
+    it once: `async for item in response`."""
 
     def __init__(
         self,
@@ -45,7 +52,7 @@ class LocalResponse:
         self._router = router
         self._target = target
         self._encoding = encoding
-        self._outcome: Reply | RayObjectsError | None = None
+        self._outcome: Reply | RayObjectsError | Unread | None = None
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
 
     def done(self) -> bool:
@@ -58,48 +65,72 @@ class LocalResponse:
         Raises:
             InvalidCall: it is not: the host lives on this very event loop, so await it.
         """
+        self._wait_blocking()
+        return self._unpacked()
+
+    def _wait_blocking(self, timeout_s: float | None = None) -> None:
         if self._outcome is None:
             raise InvalidCall(
                 f"{self._target}: .result() would wait for ever here, because it holds up the "
                 "event loop that brings the answer: `await` the response instead"
             )
-        return self._unpacked()
 
     @property
     def sequence(self) -> int:
         """Of the call's journal record; 0 if it wrote none, or has not been answered."""
         return self._outcome.sequence if isinstance(self._outcome, Reply) else 0
 
+    def __aiter__(self) -> StreamReader[Any]:
+        return StreamReader(self)
+
     def __await__(self) -> Generator[Any, None, Any]:
+        yield from self._wait()
+        return self._unpacked()
+
+    @contextmanager
+    def _awaited(self) -> Iterator[None]:
+        if self._caller is None:
+            yield
+            return
+        context, call_id, at = self._caller
+        context.awaits[call_id] = at
+        try:
+            yield
+        finally:
+            context.awaits.pop(call_id, None)
+
+    def _wait(self) -> Generator[Any, None, None]:
         if self._outcome is None:
             loop = asyncio.get_running_loop()
             future = loop.create_future()
             self._waiters.append((loop, future))
             if self._outcome is None:  # it may have come in on another thread
-                if self._caller is not None:
-                    context, call_id, at = self._caller
-                    context.awaits[call_id] = at
-                try:
+                with self._awaited():
                     yield from future
-                finally:
-                    if self._caller is not None:
-                        context.awaits.pop(call_id, None)
-        return self._unpacked()
 
     def _replied(self, outcome: Reply | RayObjectsError) -> None:
-        self._outcome = outcome
+        if type(outcome) is Opened:
+            if self._encoding != PICKLE:
+                return  # all items come in one reply
+            self._outcome = Unread(Reading(self._router, outcome))
+        else:
+            self._outcome = outcome
         for loop, future in self._waiters:
             self._router.wake(loop, future)
 
     def _unpacked(self) -> Any:
         outcome = self._outcome
         if isinstance(outcome, Reply):
+            if outcome.status == END:
+                raise not_awaited(self._target, None)
             if outcome.status != OK:
                 raise from_wire(outcome.body)
             if self._encoding == PICKLE:
                 return values.load(outcome.body)
             return json.loads(outcome.body) if outcome.body else None
         assert outcome is not None
+        if isinstance(outcome, Unread):
+            raise not_awaited(self._target, outcome)
         raise outcome
 
     def __repr__(self) -> str:
@@ -233,7 +264,10 @@ def send(
     router = stub._router or local_router.get()
     if router is None:
         raise InvalidCall("open a host first: `async with LocalHost([…]) as host:`")
-    call = Call(0, *stub.id, method, encoding, args, call_id, timeout_s=stub._timeout_s)
+    takes = ITEMS if encoding == PICKLE else WHOLE
+    call = Call(
+        0, *stub.id, method, encoding, args, call_id, timeout_s=stub._timeout_s, takes=takes
+    )
     context = current_call.get()
     caller = None
     if context is not None:

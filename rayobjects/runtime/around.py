@@ -10,7 +10,8 @@ last as long as the Ray cluster does: whoever starts it the next time hands them
                                     and if nobody can tell them, find it out within seconds.
 
 A host that cannot load them answers every call with that error: a filter may be what keeps people
-out, so nothing runs without them.
+out, so nothing runs without them. Where the set-up of a process raises, that is told and logged,
+and calls go on.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Around:
     """What is in force in this process.
 
     Attributes:
-        error: why it could not be loaded; "" if it could.
+        error: why it could not be loaded, or its set-up raised; "" if all went well.
     """
 
     def __init__(self) -> None:
@@ -125,18 +126,19 @@ class Around:
         if name == self._name:
             return
         self.error = ""
+        setup: Setup | None = None
         try:
             self._filters, setup = await asyncio.to_thread(load, bundle)
-            if setup is not None:
-                await asyncio.to_thread(setup)
-        except Exception as error:
-            self.error = (
-                f"filters or process_setup failed: {error.message}"
-                if isinstance(error, InvalidCall)
-                else f"process_setup raised {type(error).__name__}: {error}"
-            )
-            logger.error(self.error)
+        except InvalidCall as error:
+            self.error = error.message
             self._filters = (refusing(InvalidCall(self.error, status=500)),)
+        if setup is not None:
+            try:
+                await asyncio.to_thread(setup)
+            except Exception as error:
+                self.error = f"process_setup raised {type(error).__name__}: {error}"
+        if self.error:
+            logger.error(self.error)
         self._name = name
 
     async def look(self, now_s: float) -> None:

@@ -15,7 +15,15 @@ asks for a provider at each call, which is a look into a module that somebody el
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +67,7 @@ async def _server_span(call: MethodCall, proceed: Proceed) -> Any:
     if making is None:
         return await proceed()
     from opentelemetry.context import Context
-    from opentelemetry.trace import Link, SpanKind, get_current_span
+    from opentelemetry.trace import Link, SpanKind, get_current_span, use_span
 
     above = _extracted(call.context)
     links = []
@@ -67,16 +75,49 @@ async def _server_span(call: MethodCall, proceed: Proceed) -> Any:
         planned = get_current_span(above).get_span_context()
         links = [Link(planned)] if planned.is_valid else []
         above = Context()
-    with making.start_as_current_span(
+    span = making.start_span(
         f"{call.id.class_name}.{call.method}",
         context=above,
         kind=SpanKind.CONSUMER if call.kind == "schedule" else SpanKind.SERVER,
         attributes=_attributes(call.id.class_name, call.id.name, call.method)
         | {"rayobjects.kind": call.kind, "rayobjects.caller": call.caller},
         links=links,
-    ) as span:
-        _inject(span, call.context)
-        return await proceed()
+    )
+    _inject(span, call.context)
+    result: Any = None
+    try:
+        with use_span(span):  # notes what is raised
+            result = await proceed()
+    finally:
+        if not hasattr(result, "__next__") and not hasattr(result, "__anext__"):
+            span.end()
+    if hasattr(result, "__anext__"):
+        return _async_items(span, result)
+    return _items(span, result) if hasattr(result, "__next__") else result
+
+
+async def _async_items(span: Span, items: AsyncGenerator[Any, None]) -> AsyncIterator[Any]:
+    """A stream, whose span ends with it."""
+    from opentelemetry.trace import use_span
+
+    with use_span(span, end_on_exit=True):
+        try:
+            async for item in items:
+                yield item
+        finally:
+            await items.aclose()
+
+
+def _items(span: Span, items: Generator[Any, None, None]) -> Iterator[Any]:
+    """The same for a plain generator, whose steps may run on any thread."""
+    try:
+        yield from items
+    except Exception as error:
+        span.record_exception(error)
+        _failed(span, type(error).__name__, str(error))
+        raise
+    finally:
+        span.end()
 
 
 def calling(call: Call, replied: Callable[[Reply | RayObjectsError], None]) -> Any:

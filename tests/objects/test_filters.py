@@ -1,7 +1,7 @@
 """Filters around calls: where they run, in which order, and that they belong to the call."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -31,6 +31,15 @@ class Ledger(ro.DurableObject):
 
     def plan(self) -> None:
         self.schedule(self.add, 7, after=timedelta(seconds=5))
+
+    async def count(self, to: int) -> AsyncIterator[int]:
+        for number in range(to):
+            self.total += 1
+            yield number
+
+    @ro.blocking
+    def plain_count(self, to: int) -> Iterator[int]:
+        yield from range(to)
 
     def tenant(self) -> str:
         return ro.context().get("tenant", "")
@@ -216,6 +225,30 @@ def test_it_may_answer_by_itself_and_refuse() -> None:
         assert await a.add.remote(1) == 1
 
     run([guard], test)
+
+
+def test_streams() -> None:
+    """A filter gets the generator, and may put another in its place."""
+
+    async def double(call: ro.MethodCall, proceed: Any) -> Any:
+        items = await proceed()
+        if call.method != "count":
+            return items
+        call.instance.notes.append(str(call.arguments["to"]))
+        return doubled(items)
+
+    async def doubled(items: AsyncIterator[int]) -> AsyncIterator[int]:
+        async for item in items:
+            yield item * 2
+
+    async def test(host: LocalHost, a: LocalStub) -> None:
+        assert [item async for item in a.count.remote(3)] == [0, 2, 4]
+        assert await host.post(a, "count", {"to": 2}) == [0, 2]
+        assert [item async for item in a.plain_count.remote(3)] == [0, 1, 2]
+        attributes = (await host.state(a))["attributes"]
+        assert attributes == {"total": 5, "notes": ["3", "2"]}
+
+    run([double], test)
 
 
 class Quiet(ro.DurableObject):

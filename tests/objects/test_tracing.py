@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
 from itertools import pairwise
 
@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 import rayobjects as ro
+from rayobjects.limits import STREAM_ITEMS_AHEAD_MAX
 from rayobjects.objects import tracing
 from rayobjects.testing import LocalHost
 
@@ -37,6 +38,14 @@ class Node(ro.DurableObject):
 
     def plan(self) -> None:
         self.schedule(self.visit, after=timedelta(seconds=5))
+
+    async def count(self, to: int) -> AsyncIterator[int]:
+        for number in range(to):
+            yield number
+
+    def plain_count(self, to: int) -> Iterator[int]:
+        yield from range(to)
+        raise ValueError("no more")
 
     def fail(self) -> None:
         raise ValueError("broken")
@@ -154,6 +163,24 @@ def test_errors_are_on_the_spans(spans: InMemorySpanExporter) -> None:
         assert [event.name for event in ran.events] == ["exception"]
         (unknown,) = found(spans, "Node.nothing", SpanKind.CLIENT)
         assert (unknown.attributes or {})["error.type"] == "InvalidCall"
+
+    on_a_host(test)
+
+
+def test_a_streams_span_ends_with_it(spans: InMemorySpanExporter) -> None:
+    async def test(host: LocalHost) -> None:
+        long = 4 * STREAM_ITEMS_AHEAD_MAX
+        stream = aiter(host.get(Node, "a").count.remote(long))
+        assert await anext(stream) == 0
+        assert not found(spans, "Node.count")
+        assert len([number async for number in stream]) == long - 1
+        (ran,) = found(spans, "Node.count")
+        (sent,) = found(spans, "Node.count", SpanKind.CLIENT)
+        assert is_under(ran, sent)
+        with pytest.raises(ro.MethodError, match="no more"):
+            _ = [number async for number in host.get(Node, "a").plain_count.remote(3)]
+        (ran,) = found(spans, "Node.plain_count")
+        assert ran.status.status_code is StatusCode.ERROR
 
     on_a_host(test)
 

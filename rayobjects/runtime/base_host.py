@@ -34,7 +34,7 @@ from rayobjects.runtime.configuration import Configuration
 from rayobjects.runtime.death_notes import DeathNotes
 from rayobjects.runtime.gateways import Lookout
 from rayobjects.runtime.host_classes import HostClasses
-from rayobjects.runtime.link import DELIVER, POLL, LinkServer
+from rayobjects.runtime.link import DELIVER, POLL, LinkServer, Serve
 from rayobjects.runtime.probation import CoreOnProbation, Probation, begin_life
 from rayobjects.runtime.router import Router
 from rayobjects.runtime.waking import Waker
@@ -65,7 +65,7 @@ class BaseHost:
         self.classes = HostClasses()
         self._around = Around()
         self.core: HostCore | None = None
-        self._link = LinkServer({DELIVER: self.deliver, POLL: self.poll}, self.incarnation)
+        self._link = LinkServer(self.served(), self.incarnation)
         self._router: Router | None = None
         self._opening = asyncio.Lock()
         self._open_error: StorageFailed | None = None
@@ -98,6 +98,15 @@ class BaseHost:
 
     async def sweep(self) -> None:
         """What else there is to do every second."""
+
+    def served(self) -> dict[int, Serve]:
+        """What can be asked over the Unix socket."""
+        return {DELIVER: self.deliver, POLL: self.poll}
+
+    @property
+    def link_path(self) -> str:
+        """The host's Unix socket; "" where it has none."""
+        return self._link.path
 
     # -- what channels ask --------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from rayobjects.runtime.base_host import BaseHost
 from rayobjects.runtime.class_deletion import ShardDeletion, end_activations
 from rayobjects.runtime.class_store import ClassStore, Deployment
 from rayobjects.runtime.configuration import Configuration, read_catalog, write_configuration
+from rayobjects.runtime.link import LEDGER, Serve
 from rayobjects.runtime.outcome import outcome
 from rayobjects.runtime.remote_ledger import LedgerAnswer, LedgerRequest, decode_request
 from rayobjects.runtime.trial import on_trial
@@ -46,6 +47,9 @@ class ShardHost(BaseHost):
         self._deletions: dict[str, ShardDeletion] = {}
         self._store: ClassStore | None = None
         self._warm_pool = WarmPool()
+
+    def served(self) -> dict[int, Serve]:
+        return super().served() | {LEDGER: self.ledger}
 
     async def open_ledger(self) -> Ledger:
         loop = asyncio.get_running_loop()
@@ -230,6 +234,7 @@ class ShardHost(BaseHost):
                 pending=pending,
                 sockets=[(socket.socket, socket.gateway) for socket in shard.sockets_of(id)],
                 promises=shard.promises_of(id),
+                link=self.link_path,
             )
         if request.operation == "load":
             return LedgerAnswer(loaded=await shard.load(id))

@@ -34,9 +34,13 @@ logger = logging.getLogger("rayobjects")
 
 DELIVER = 0
 POLL = 1
+LEDGER = 2
+"""Of a dedicated object's actor to its shard's host."""
 
 CONNECT_WITHIN_S = 1.0
 """Connecting to a Unix socket takes microseconds, unless its process is stopped."""
+
+_METHODS = {DELIVER: "deliver", POLL: "poll", LEDGER: "ledger"}
 
 _HEADER = struct.Struct("<IBI")
 
@@ -47,7 +51,7 @@ class Link(Protocol):
     """Carries requests to one host."""
 
     async def request(self, kind: int, body: bytes, within_s: float) -> bytes:
-        """Sends DELIVER or POLL and returns the answer.
+        """Sends DELIVER, POLL or LEDGER and returns the answer.
 
         Raises:
             Exception: there is no answer, for whatever reason, or none within `within_s` seconds.
@@ -66,7 +70,7 @@ class RayLink:
         self._handle = handle
 
     async def request(self, kind: int, body: bytes, within_s: float) -> bytes:
-        method = self._handle.deliver if kind == DELIVER else self._handle.poll
+        method = getattr(self._handle, _METHODS[kind])
         answer: bytes = await asyncio.wait_for(
             method.remote(body).as_future(_internal=True), within_s
         )

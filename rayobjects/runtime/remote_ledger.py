@@ -27,6 +27,7 @@ from rayobjects.objects.ledger import Done
 from rayobjects.runtime import placement
 from rayobjects.runtime.background import spawn
 from rayobjects.runtime.configuration import Configuration
+from rayobjects.runtime.link import LEDGER, Link, LocalLink, RayLink
 from rayobjects.storage.finished import FinishedCalls
 from rayobjects.storage.promises import Promises
 from rayobjects.storage.records import Finished, Loaded, PendingSends, Promise, Record
@@ -62,7 +63,8 @@ class LedgerRequest(msgspec.Struct, array_like=True):
 
 
 class LedgerAnswer(msgspec.Struct, array_like=True):
-    """The answer; `error` is an `errors.ErrorInfo`."""
+    """The answer; `error` is an `errors.ErrorInfo`, and `link`, with that to a claim, the host's
+    Unix socket."""
 
     error: bytes = b""
     sequences: list[int] = []
@@ -74,6 +76,7 @@ class LedgerAnswer(msgspec.Struct, array_like=True):
     entries: list[tuple[str, int, bytes]] = []
     count: int = 0
     promises: list[Promise] = []
+    link: str = ""
 
 
 decode_request = msgspec.msgpack.Decoder(LedgerRequest).decode
@@ -91,6 +94,7 @@ class RemoteLedger:
         self._clock = clock
         self._shard = placement.shard_host(placement.shard_of(id, configuration.shards))
         self._handle: Any = None
+        self._link: Link = RayLink(None)
         self._owner_epoch = 0
         self._claimed: LedgerAnswer | None = None
         self._loaded: Loaded | None = None
@@ -124,6 +128,8 @@ class RemoteLedger:
         while True:
             try:
                 self._handle = await placement.locate(self._shard, self._configuration, None)
+                self._link.close()
+                self._link = RayLink(self._handle)
                 answer = await self._ask(LedgerRequest("claim", *self._id, last, node=node))
                 break
             except (TimeoutError, RayError, OSError) as error:
@@ -133,6 +139,8 @@ class RemoteLedger:
                         f"({type(error).__name__}): try again"
                     ) from error
             await asyncio.sleep(RETRY_EVERY_S)
+        if answer.link:
+            self._link = await LocalLink.connect(answer.link) or self._link
         self._owner_epoch = answer.owner_epoch
         self._claimed, self._loaded = answer, answer.loaded
         self._finished = FinishedCalls()
@@ -222,10 +230,7 @@ class RemoteLedger:
             done(error, 0)
 
     async def _ask(self, request: LedgerRequest) -> LedgerAnswer:
-        body = await asyncio.wait_for(
-            self._handle.ledger.remote(_encode(request)).as_future(_internal=True), ANSWER_WITHIN_S
-        )
-        return _checked(body)
+        return _checked(await self._link.request(LEDGER, _encode(request), ANSWER_WITHIN_S))
 
     async def _retried(self, request: LedgerRequest) -> LedgerAnswer:
         """Asks something that changes nothing, again if the shard's host is restarting."""
@@ -234,6 +239,7 @@ class RemoteLedger:
             try:
                 return await self._ask(request)
             except (TimeoutError, RayError, OSError) as error:
+                self._link = RayLink(self._handle)  # which finds the host that comes
                 if self._clock.monotonic() > deadline:
                     raise StorageFailed(f"{self._shard} could not be reached: try again") from error
             await asyncio.sleep(RETRY_EVERY_S)

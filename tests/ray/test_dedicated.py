@@ -165,36 +165,6 @@ def test_guarantee_5_who_is_killed_for_its_memory_takes_nobody_along() -> None:
     assert heavy.pid.remote().result(WITHIN_S) != heavy_pid
 
 
-@pytest.mark.parametrize("hosting", ["shared", "dedicated"])
-def test_a_call_that_ends_its_host_is_stopped(hosting: str) -> None:
-    class Mine(ro.DurableObject, hosting=hosting):
-        count: int = ro.durable(0)
-
-        def increment(self) -> int:
-            self.count += 1
-            return self.count
-
-        def explode(self) -> None:
-            self.count += 1_000
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    Mine.__name__ = f"Mine{hosting}"
-    mines = ro.deploy(Mine)
-    mine, neighbours = mines.get("mine"), [mines.get(f"neighbour {n}") for n in range(3)]
-    assert mine.increment.remote().result(WITHIN_S) == 1
-    before = [each.increment.remote() for each in neighbours]
-    exploding = mine.explode.remote()
-    after = [each.increment.remote() for each in neighbours]
-    waiting = mine.increment.remote()
-    with pytest.raises(ro.MethodError, match="ended its host's process 3 times") as raised:
-        exploding.result(2 * WITHIN_S)
-    assert raised.value.cause_type == "ProcessDied"
-    assert [each.result(WITHIN_S) for each in before] == [1, 1, 1]
-    assert [each.result(WITHIN_S) for each in after] == [2, 2, 2]
-    assert waiting.result(WITHIN_S) == 2
-    assert mine.increment.remote().result(WITHIN_S) == 3
-
-
 # -- how soon they come ----------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ import ray
 from ray_sockets import Sockets
 
 import rayobjects as ro
-from rayobjects.runtime import admin, class_changes, placement
+from rayobjects.runtime import admin, class_changes, client, placement
 from rayobjects.runtime.configuration import read_catalog, write_catalog
 
 pytestmark = pytest.mark.timeout(300)
@@ -184,7 +184,7 @@ def test_what_is_stored_and_was_not_published_is_published() -> None:
     write_catalog(old, {})  # as if the host had died between the two
     kill_hosts()
     home.seen.remote().result(WITHIN_S)
-    ray.get(ray.get_actor(placement.shard_host(0), namespace=placement.NAMESPACE).start.remote())
+    client.ask_host(placement.shard_host(0), lambda host: host.start.remote())
     assert read_catalog().classes == new.classes
 
 

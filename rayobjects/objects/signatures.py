@@ -21,6 +21,7 @@ from pydantic_core import ValidationError
 
 from rayobjects.errors import InvalidCall, MethodError
 from rayobjects.messages import encode_json
+from rayobjects.objects.marks import stream_of
 from rayobjects.objects.strict_json import mistake_in
 
 REF_PREFIX = "#/components/schemas/"
@@ -40,7 +41,8 @@ class Parameters(NamedTuple):
         defaults: parameter → its default, of those that have one.
         positional_only: those that Python takes by position only, in order.
         extra: the type of further keyword arguments; None if there may not be any.
-        returns: the type of the result; `inspect.Signature.empty` if the method does not say.
+        returns: the type of the result, or of a generator's items; `inspect.Signature.empty` if the
+            method does not say.
     """
 
     types: dict[str, Any]
@@ -75,6 +77,9 @@ def parameters_of(function: Callable[..., Any], owner: type) -> Parameters:
         if parameter.default is not inspect.Parameter.empty:
             defaults[parameter.name] = parameter.default
     returns = hints.get("return", inspect.Signature.empty)
+    if stream_of(function):
+        of = typing.get_args(returns)  # such as Iterator[int] or AsyncGenerator[int, None]
+        returns = of[0] if of else inspect.Signature.empty
     return Parameters(types, defaults, tuple(positional_only), extra, returns)
 
 

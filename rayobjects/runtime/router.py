@@ -23,7 +23,7 @@ from rayobjects.limits import LIST_HOSTS_AT_ONCE_MAX
 from rayobjects.messages import OPENED, REDIRECT, Call, Push, Reply
 from rayobjects.objects.catalog import ClassInfo
 from rayobjects.objects.context import CallContext
-from rayobjects.objects.reading import Following, Opened
+from rayobjects.objects.reading import Following, Opened, Reading, ask
 from rayobjects.objects.sockets import farewells
 from rayobjects.runtime import placement
 from rayobjects.runtime.asking import answer_of
@@ -129,6 +129,20 @@ class Router:
 
         self._send(Call(0, class_name, name, method, encoding, args, id), replied, None)
         return future
+
+    def cancel(self, call: Call) -> None:
+        """Has a call ended if it still can be, from any thread."""
+        self.loop.call_soon_threadsafe(self._cancel, call)
+
+    def _cancel(self, call: Call) -> None:
+        if any([channel.cancel(call) for channel in self._channels.values()]):
+            return
+        if self._local_core is not None:
+            self._local_core.cancel_for_caller(ObjectId(call.class_name, call.name), call.id)
+
+    def ask(self, call: Call) -> asyncio.Future[Reply | Reading]:
+        """Like `call`; if the method is a generator, the future brings its stream."""
+        return ask(self, lambda replied: self._send(call, replied, None))
 
     def submit(self, call: Call, replied: Replied, context: CallContext | None) -> None:
         """Sends a call from any thread.

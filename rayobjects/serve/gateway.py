@@ -1,6 +1,7 @@
 """The gateway: one ASGI application that puts every deployed class behind HTTP and WebSocket.
 
-    POST /objects/{class}/{name}/{method}      calls a method, JSON in and out
+    POST /objects/{class}/{name}/{method}      calls a method, JSON in and out; the items of a
+                                               generator also as events (`serve.events`)
     GET  /objects/{class}/{name}   + upgrade   a WebSocket to the object (`serve.sockets`)
     ANY  /objects/{class}/{name}/fetch/{path}  the raw request to `on_request` (`serve.requests`)
     GET  /objects/{class}?prefix=&after=       the names of the class's objects, in pages
@@ -19,7 +20,6 @@ their clients, who ask again with the same Idempotency-Key; sockets break and re
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
@@ -29,7 +29,9 @@ import msgspec
 
 from rayobjects.errors import InvalidCall, RayObjectsError, info_from_wire
 from rayobjects.limits import IDEMPOTENCY_KEY_BYTES_MAX, PAGE_KEYS_MAX
-from rayobjects.messages import JSON, OK, Reply
+from rayobjects.messages import ITEMS, JSON, OK, WHOLE, Call, Reply
+from rayobjects.objects.reading import Reading
+from rayobjects.serve import events
 from rayobjects.serve.docs import Docs
 from rayobjects.serve.links import Router
 from rayobjects.serve.paths import PREFIX, Target, parse_target
@@ -114,13 +116,17 @@ class Gateway:
             answer = await self._object(raw_path, request, scope, receive)
         except RayObjectsError as error:
             answer = problem_of_error(error)
-        await _respond(send, answer)
+        if isinstance(answer, Reading):
+            await events.send_events(answer, receive, send)
+        elif answer is not None:
+            await _respond(send, answer)
 
     # ---- objects -------------------------------------------------------------------------------
 
     async def _object(
         self, raw_path: bytes, request: Request, scope: Scope, receive: Receive
-    ) -> Answer:
+    ) -> Answer | Reading | None:
+        """The answer; a stream that is to be sent as events; None for a client that has gone."""
         target = parse_target(raw_path)
         self._visitors.check_origin(request)
         verb = scope["method"]
@@ -150,7 +156,9 @@ class Gateway:
         )
         return status, [*headers, (b"upgrade", b"websocket")], body
 
-    async def _call(self, target: Target, request: Request, receive: Receive) -> Answer:
+    async def _call(
+        self, target: Target, request: Request, receive: Receive
+    ) -> Answer | Reading | None:
         method = target.method or ""
         if not method or method[0] == "_":
             raise InvalidCall(
@@ -166,10 +174,18 @@ class Gateway:
                 "--json '{…}' in place of -d '{…}')",
                 status=415,
             )
-        future = self._router.call(
-            target.class_name, target.name or "", method, JSON, body, id=call_id
-        )
-        reply: Reply = await asyncio.shield(future)
+        takes = ITEMS if events.wants_events(request.accept) else WHOLE
+        call = Call(0, target.class_name, target.name or "", method, JSON, body, call_id)
+        call.takes = takes
+        answer = await events.answer_of(self._router.ask(call))
+        if isinstance(answer, Reading):
+            if takes == ITEMS:
+                return answer
+            whole = await events.whole(answer, receive)
+            if whole is None:
+                return None
+            answer = whole
+        reply: Reply = answer
         if reply.status == OK:
             body = reply.body
             return (

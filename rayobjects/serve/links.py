@@ -11,7 +11,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from rayobjects.messages import Push, Reply
+from rayobjects.messages import Call, Push, Reply
+from rayobjects.objects.reading import Reading
 
 JsonSchema = dict[str, Any]
 
@@ -29,6 +30,8 @@ class Method(Protocol):
     def parameters(self) -> JsonSchema: ...
     @property
     def returns(self) -> JsonSchema | None: ...
+    @property
+    def stream(self) -> bool: ...
 
 
 class ObjectClass(Protocol):
@@ -68,6 +71,11 @@ class Router(Protocol):
     ) -> asyncio.Future[Reply]:
         """Sends a call. Calls on one object run in the order in which they were sent. The future
         raises RayObjectsError only; what the object answered, errors too, is the reply."""
+        ...
+
+    def ask(self, call: Call) -> asyncio.Future[Reply | Reading]:
+        """Like `call`; if the method is a generator, the future brings its stream: without items
+        and with all of them in its reply if the call takes it WHOLE."""
         ...
 
     def socket_opened(self, class_name: str, name: str, socket: str) -> None:

@@ -93,6 +93,12 @@ def _method_operation(
     summary, _, description = method.doc.strip().partition("\n")
     parameters = _rename(method.parameters, names)
     returns: Any = {} if method.returns is None else _rename(method.returns, names)
+    content = {"application/json": {"schema": returns}}
+    if method.stream:
+        content = {
+            "application/json": {"schema": {"type": "array", "items": returns}},
+            "text/event-stream": {"schema": {"type": "string", "description": _EVENTS}},
+        }
     operation: dict[str, Any] = {
         "tags": [info.name],
         "operationId": f"{info.name}.{method.name}",
@@ -100,8 +106,10 @@ def _method_operation(
         "parameters": [_NAME, _IDEMPOTENCY_KEY],
         "responses": {
             "200": {
-                "description": "What the method returned.",
-                "content": {"application/json": {"schema": returns}},
+                "description": "What the method yielded."
+                if method.stream
+                else "What the method returned.",
+                "content": content,
             },
             "default": _PROBLEM_RESPONSE,
         },
@@ -182,6 +190,10 @@ def _list_operation(info: ObjectClass) -> dict[str, Any]:
         },
     }
 
+
+_EVENTS = """\
+Server-sent events, as the items come: `data:` has an item as JSON. The last event is `end`, or
+`error` with a problem as its data."""
 
 _NAME = {
     "name": "name",

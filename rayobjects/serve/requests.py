@@ -38,6 +38,7 @@ class Request:
     """
 
     __slots__ = (
+        "accept",
         "content_length",
         "content_type",
         "fetch_mode",
@@ -47,6 +48,7 @@ class Request:
         "origin",
     )
 
+    accept: bytes
     content_length: bytes
     content_type: bytes
     fetch_mode: bytes
@@ -59,12 +61,14 @@ class Request:
     def of(cls, scope: MutableMapping[str, Any]) -> Request:
         """Reads them from an ASGI scope, whose header names are lower case."""
         request = cls()
-        request.content_length = request.content_type = b""
+        request.accept = request.content_length = request.content_type = b""
         request.fetch_mode = request.fetch_site = b""
         request.idempotency_key = None
         request.host = request.origin = ""
         for key, value in scope["headers"]:
-            if key == b"content-type":
+            if key == b"accept":
+                request.accept = value if not request.accept else request.accept + b"," + value
+            elif key == b"content-type":
                 request.content_type = value
             elif key == b"content-length":
                 request.content_length = value

@@ -31,6 +31,7 @@ class Method:
     internal: bool = False
     parameters: dict[str, Any] = field(default_factory=dict)
     returns: dict[str, Any] | None = None
+    stream: bool = False
 
 
 @dataclass
@@ -73,6 +74,13 @@ class DoubleRouter:
         self, class_name: str, name: str, method: str, encoding: int, args: bytes, *, id: str = ""
     ) -> asyncio.Future[Reply]:
         call = Call(len(self.calls), class_name, name, method, encoding, args, id)
+        return self.answer(call)
+
+    def ask(self, call: Call) -> asyncio.Future[Any]:
+        call.number = len(self.calls)
+        return self.answer(call)
+
+    def answer(self, call: Call) -> asyncio.Future[Any]:
         self.calls.append(call)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Reply] = loop.create_future()

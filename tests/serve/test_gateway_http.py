@@ -316,14 +316,14 @@ def test_a_client_that_goes_away_does_not_cancel_its_call() -> None:
         transport = httpx.ASGITransport(Gateway(router))  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             sent: asyncio.Future[asyncio.Future[Any]] = asyncio.get_running_loop().create_future()
-            call = router.call
+            ask = router.ask
 
             def note(*arguments: Any, **options: Any) -> asyncio.Future[Any]:
-                future = call(*arguments, **options)
+                future = ask(*arguments, **options)
                 sent.set_result(future)
                 return future
 
-            router.call = note  # type: ignore[method-assign, assignment]
+            router.ask = note  # type: ignore[method-assign]
             request = asyncio.create_task(client.post("/objects/Counter/home/increment"))
             future = await sent
             request.cancel()

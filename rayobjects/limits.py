@@ -104,6 +104,9 @@ its host comes back is not guessed at, but listed as failed."""
 PROMISES_MAX = 1_000_000
 """Schedules, told messages and begun calls that a shard keeps; about 400 MB."""
 
+PROMISES_BYTES_MAX = 256 * MIB
+"""Their arguments together: they are held in memory, whole."""
+
 SCHEDULES_MAX = 10_000
 """Schedules of one object: they are loaded with it."""
 
@@ -154,8 +157,9 @@ does not crowd out everybody else."""
 
 LOOP_FIRINGS = 1_000
 LOOP_WITHIN_S = 10.0
-"""An object that its schedules call so often within so long is reported: it probably plans itself
-anew at once."""
+LOOP_PAUSE_S = 0.1
+"""An object whose schedules plan something for the next LOOP_PAUSE_S, so often within so long, is
+reported: it plans itself anew at once, for ever."""
 
 FINISHED_CALLS_MAX = 1_000_000
 """Finished calls that a shard keeps; beyond, calls with an Idempotency-Key are refused until the
@@ -248,6 +252,8 @@ assert VALUE_BYTES_MAX < CALL_BYTES_MAX < RECORD_BYTES_MAX
 assert VALUE_BYTES_MAX < CHANGES_BYTES_MAX
 assert CALL_BYTES_MAX + CHANGES_BYTES_MAX < RECORD_BYTES_MAX
 assert VALUE_BYTES_MAX <= REMEMBERED_BYTES_MAX
+assert CHANGES_BYTES_MAX < PROMISES_BYTES_MAX
+assert max(SCHEDULES_MAX, TOLD_MAX) < PROMISES_MAX
 assert GROUP_BYTES_MAX <= UNSYNCED_BYTES_MAX <= MEMTABLE_BYTES_MAX
 assert FOLD_BYTES < MEMTABLE_BYTES_MAX
 assert 16 * LOG_ENTRY_CHARACTERS_MAX < LOG_READ_BYTES_MAX < LOG_BYTES_MAX

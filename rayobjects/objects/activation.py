@@ -321,7 +321,9 @@ class Activation:
         if begun is not None and begun.intent is not None:
             ending = begun.failed(begun.diverged) if begun.diverged else begun.taken_back()
             record.promises = [*record.promises, *ending]
-        self.commit(record, context, respond, record.status, record.reply)
+        # Whatever a call that was stopped had called keeps its replies: it may be run again.
+        ends = context if begun is None or not begun.diverged else None
+        self.commit(record, ends, respond, record.status, record.reply)
 
     def reply_unwritten(self, status: int, body: bytes, respond: Respond) -> None:
         """Replies to a call that wrote nothing, when all that it may have seen is on disk."""

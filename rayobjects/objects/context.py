@@ -63,7 +63,7 @@ class CallContext:
         self.concurrent: Concurrent | None = None
         self.ending: RayObjectsError | None = None
         self.awaits: dict[str, tuple[str, str]] = {}
-        self.now = activation.host.now if begun is None else begun.now
+        self.now = activation.host.clock.now() if begun is None else begun.now
         self._children: list[Callable[[], None]] | None = None
         self._ended = False
         self._position = 0

@@ -9,23 +9,36 @@ disk that it was delivered. When the process dies
     after the note                 only the receiver's reply is left, until its window is over.
 
 A receiver that cannot be reached is tried again for ever, with growing pauses, and the messages
-behind wait: there is no order without that. A method that raises is called again a few times; then
-the message is marked as failed, for people to see, and the next one goes.
+behind wait: there is no order without that. A method that raises is called again a few times, each
+time under a new id; that it had raised is on disk before the new id is used, or a crash could bring
+the old one back. Then the message is marked as failed, for people to see, and the next one goes.
+
+A receiver that was stopped because its rerun was not like its first run (see `intents`) lists the
+call itself; calling it under a new id would apply twice what the first run had called.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from rayobjects.errors import InvalidCall, MethodError, RayObjectsError, StorageFailed, from_wire
+from rayobjects.errors import (
+    InvalidCall,
+    MethodError,
+    Overloaded,
+    RayObjectsError,
+    StorageFailed,
+    from_wire,
+)
 from rayobjects.ids import ObjectId
-from rayobjects.limits import HELD_WINDOW_S
+from rayobjects.limits import HELD_WINDOW_S, TOLD_MAX
 from rayobjects.messages import OK, PICKLE, Call, Reply
 from rayobjects.objects.carried import CALLER
+from rayobjects.objects.intents import was_stopped
 from rayobjects.objects.promised import decode_told, encode
 from rayobjects.objects.retrying import DEFAULT, Retries
 from rayobjects.storage.records import TELL, Promise, Record
@@ -54,21 +67,19 @@ class Courier:
         self._host = host
         self._submit = submit
         self._queues: dict[Pair, deque[Promise]] = {}
+        self._keys: set[str] = set()
         self._waiting: dict[ObjectId, int] = {}
         self._closed = False
 
     def add(self, sender: ObjectId, promise: Promise) -> None:
-        """A message that is on disk, or was noted there to be tried again."""
-        if not promise.open or promise.failed:
+        """A message that is on disk."""
+        if not promise.open or promise.failed or promise.key in self._keys:
             return
         told = decode_told(promise.body)
         pair = (sender, ObjectId(told.class_name, told.name))
-        queue = self._queues.get(pair)
-        if queue is None:
-            queue = self._queues[pair] = deque()
-        elif queue[0].key == promise.key:
-            return  # the note that it will be tried again, of `_tried`
+        queue = self._queues.setdefault(pair, deque())
         queue.append(promise)
+        self._keys.add(promise.key)
         self._waiting[sender] = self._waiting.get(sender, 0) + 1
         if len(queue) == 1:
             self._deliver(pair)
@@ -82,19 +93,37 @@ class Courier:
         """How many messages of an object are not delivered yet."""
         return self._waiting.get(sender, 0)
 
+    def check(self, sender: ObjectId, promises: Iterable[Promise]) -> None:
+        """Raises Overloaded where too many messages of an object are not delivered yet, InvalidCall
+        where one call tells too many."""
+        told = sum(promise.kind == TELL and promise.open for promise in promises)
+        if told > TOLD_MAX:
+            raise InvalidCall(
+                f"one call may tell others {TOLD_MAX:,} messages, this one has {told:,}: spread "
+                "them over several calls"
+            )
+        if told and self.waiting(sender) + told > TOLD_MAX:
+            raise Overloaded(
+                f"{TOLD_MAX:,} messages that {sender} has told others are not delivered yet: back "
+                "off"
+            )
+
     def _deliver(self, pair: Pair, unreached: int = 0) -> None:
         """Sends the first message of a pair."""
         queue = self._queues.get(pair)
         if self._closed or queue is None:
             return
         promise = queue[0]
-        delay_s = promise.due - self._host.clock.now()
+        now = self._host.clock.now()
+        # A clock that was set back must not hold it up for long.
+        delay_s = min(promise.due - now, DEFAULT.longest_s)
         if delay_s > 0:
-            self._host.later(delay_s, lambda: self._deliver(pair, unreached))
+            self._host.timers.after(delay_s, lambda: self._deliver(pair, unreached))
             return
         told = decode_told(promise.body)
-        if self._host.clock.now() - told.at > HELD_WINDOW_S and not told.attempts:
-            self._give_up(pair, "it is so old that its receiver may have applied and forgotten it")
+        if now - max(told.at, promise.due) > HELD_WINDOW_S:
+            why = "it is so old that its receiver may have applied and forgotten it"
+            self._give_up(pair, why, _Delivery())
             return
         id = f"{promise.key}~{told.attempts}" if told.attempts else promise.key
         call = Call(
@@ -110,25 +139,33 @@ class Courier:
         )
         delivery = _Delivery()
         self._submit(
-            call, lambda outcome: self._replied(pair, delivery, outcome, unreached), delivery
+            call, lambda outcome: self._replied(pair, delivery, id, outcome, unreached), delivery
         )
 
     def _replied(
-        self, pair: Pair, delivery: _Delivery, outcome: Reply | RayObjectsError, unreached: int
+        self,
+        pair: Pair,
+        delivery: _Delivery,
+        id: str,
+        outcome: Reply | RayObjectsError,
+        unreached: int,
     ) -> None:
-        if self._closed or pair not in self._queues:
+        if self._closed:
             return
         error = outcome if isinstance(outcome, RayObjectsError) else None
-        if isinstance(outcome, Reply) and outcome.status != OK:
-            error = from_wire(outcome.body)
-        if error is None:
-            self._note(pair, Promise(TELL, self._queues[pair][0].key, open=False), delivery)
-            self._next(pair)
-        elif isinstance(error, MethodError | InvalidCall):
+        recorded = False
+        if isinstance(outcome, Reply):
+            recorded = outcome.sequence > 0
+            if outcome.status != OK:
+                error = from_wire(outcome.body)
+        if error is None or was_stopped(error, id):
+            self._done(pair, Promise(TELL, self._queues[pair][0].key, open=False), delivery)
+        elif recorded or isinstance(error, MethodError | InvalidCall):
             self._tried(pair, error, delivery)
-        else:
+        else:  # nothing in the receiver's journal says that this id has been used
+            delivery.acknowledge()
             pause_s = UNREACHED.pause_s(unreached + 1, self._host.random)
-            self._host.later(pause_s, lambda: self._deliver(pair, unreached + 1))
+            self._host.timers.after(pause_s, lambda: self._deliver(pair, unreached + 1))
 
     def _tried(self, pair: Pair, error: RayObjectsError, delivery: _Delivery) -> None:
         """The method raised, so nothing was applied: notes the attempt, and tries again."""
@@ -142,45 +179,66 @@ class Courier:
         again = msgspec.structs.replace(
             promise, body=encode(told), due=self._host.clock.now() + pause_s
         )
-        self._queues[pair][0] = again
-        self._note(pair, again, delivery)
-        self._deliver(pair)
 
-    def _give_up(self, pair: Pair, why: str, delivery: _Delivery | None = None) -> None:
+        def noted() -> None:
+            self._queues[pair][0] = again
+            delivery.acknowledge()
+            self._deliver(pair)
+
+        self._note(pair, again, noted)
+
+    def _give_up(self, pair: Pair, why: str, delivery: _Delivery) -> None:
         promise = self._queues[pair][0]
         self._host.report(
             f"{pair[0]} told {pair[1]}.{decode_told(promise.body).method}, which failed for good: "
-            f"{why}. `rayobjects schedules` lists it"
+            f"{why}. `rayobjects schedules --failed` lists it"
         )
-        self._note(pair, msgspec.structs.replace(promise, failed=why or "it failed"), delivery)
-        self._next(pair)
+        self._done(pair, msgspec.structs.replace(promise, failed=why or "it failed"), delivery)
+
+    def _done(self, pair: Pair, promise: Promise, delivery: _Delivery) -> None:
+        """Notes the end of a message; then the next one goes."""
+        self._note(pair, promise, delivery.acknowledge, lambda: self._next(pair))
 
     def _next(self, pair: Pair) -> None:
         queue = self._queues[pair]
-        queue.popleft()
+        self._keys.discard(queue.popleft().key)
         sender = pair[0]
         self._waiting[sender] -= 1
         if not self._waiting[sender]:
             del self._waiting[sender]
         if queue:
-            self._deliver(pair)
+            asyncio.get_running_loop().call_soon(self._deliver, pair)
         else:
             del self._queues[pair]
 
-    def _note(self, pair: Pair, promise: Promise, delivery: _Delivery | None) -> None:
-        """Writes how it stands with a message; only then the receiver may forget it."""
+    def _note(
+        self,
+        pair: Pair,
+        promise: Promise,
+        on_disk: Callable[[], None],
+        given: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Writes how it stands with a message.
+
+        Args:
+            on_disk: called when it is on disk; only then the receiver may forget the message.
+            given: called when its place in the journal is sure: what is noted later comes later.
+        """
 
         def noted(error: StorageFailed | None, sequence: int) -> None:
             if error is not None:
                 self._host.fail(error)
-            elif delivery is not None:
-                delivery.acknowledge()
+            else:
+                on_disk()
 
-        record = Record(*pair[0], promises=[promise])
         try:
-            self._host.ledger.commit(record, noted)
+            self._host.ledger.commit(Record(*pair[0], promises=[promise]), noted)
         except RayObjectsError:  # too much waits for the disk
-            self._host.later(UNREACHED.first_s, lambda: self._note(pair, promise, delivery))
+            self._host.timers.after(
+                UNREACHED.first_s, lambda: self._note(pair, promise, on_disk, given)
+            )
+        else:
+            given()
 
     def close(self) -> None:
         """Sends nothing more."""

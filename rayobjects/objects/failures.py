@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rayobjects.errors import InvalidCall
-from rayobjects.objects.intents import child_base
+from rayobjects.objects.intents import steps_of, too_old
 from rayobjects.objects.promised import decode_intent, decode_plan, decode_told, encode
 from rayobjects.storage.records import INTENT, SCHEDULE, STEP, TELL, Promise
 
@@ -51,11 +51,15 @@ def settle(activation: Activation, how: str, chosen: Chosen) -> str:
     if how == "discard":
         promised.put(Promise(kind, promise.key, open=False))
         if kind == INTENT:
-            base = child_base(activation.id, promise.key)
-            for step in ledger.promises_of(activation.id):
-                if step.kind == STEP and step.key.rpartition("/")[0] == base:
-                    promised.put(Promise(STEP, step.key, open=False))
+            promises = ledger.promises_of(activation.id)
+            for step in steps_of(promises, activation.id, promise.key):
+                promised.put(Promise(STEP, step.key, open=False))
         return "discarded"
+    if kind == INTENT and too_old(decode_intent(promise.body), activation.host.clock.now()):
+        raise InvalidCall(
+            f"the call {chosen.key!r} of {activation.shown} is so old that those it had called may "
+            "have forgotten it, and would apply it again: look at their state, then discard it"
+        )
     promised.put(_afresh(promise, activation.host.clock.now()))
     return "retried"
 

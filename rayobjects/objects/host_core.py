@@ -11,6 +11,7 @@ core is of no use after that: its owner makes a new one, from what the storage h
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Protocol
@@ -30,7 +31,6 @@ from rayobjects.limits import (
     FINISHED_CALLS_MAX,
     FINISHED_WINDOW_S,
     STALLED_S,
-    TOLD_MAX,
 )
 from rayobjects.messages import (
     ERROR,
@@ -56,8 +56,10 @@ from rayobjects.objects.host_channel import HostChannel
 from rayobjects.objects.intents import Intents
 from rayobjects.objects.lane import Lane
 from rayobjects.objects.ledger import Ledger
+from rayobjects.objects.others import Others
 from rayobjects.objects.scheduler import Scheduler
 from rayobjects.objects.threads import Threads
+from rayobjects.objects.timers import Timers
 from rayobjects.objects.under_way import RespondAll, UnderWay
 from rayobjects.randomness import seeded
 from rayobjects.storage.records import INTENT, SCHEDULE, STEP, TELL, Promise, Record
@@ -123,13 +125,15 @@ class HostCore:
         self._classes = classes
         self._owns = owns
         self._wake = wake
-        self._promise_keys = 0
+        self._promise_keys = itertools.count(1)
         self.random = seeded(incarnation)
+        self.timers = Timers(clock)
         self.intents = Intents(self)
         self.deadlocks = Deadlocks(self)
         self.submit_elsewhere = submit
         self.scheduler = Scheduler(self)
         self.courier = Courier(self, submit)
+        self.others = Others(self)
         self.streams = streams.Streams(self)
         self._by_id: dict[tuple[str, str, str], UnderWay] = {}
         self._confirms: list[Confirmed] = []
@@ -143,19 +147,20 @@ class HostCore:
         promises = self.ledger.promises()
         for id, promise in promises:
             if promise.kind == INTENT:
-                self._promised(id, promise)
+                self.promised(id, promise)
+        self.scheduler.begin(each for each in promises if each[1].kind == SCHEDULE)
         for id, promise in promises:
-            if promise.kind != INTENT:
-                self._promised(id, promise)
+            if promise.kind == TELL:
+                self.promised(id, promise)
 
-    def _promised(self, id: ObjectId, promise: Promise) -> None:
+    def promised(self, id: ObjectId, promise: Promise) -> None:
         """A promise that is on disk."""
         if promise.kind == SCHEDULE:
             self.scheduler.add(id, promise)
         elif promise.failed or not promise.open or promise.kind == STEP:
             return
         elif not self.owns(id):
-            self.wake(id)  # its own actor keeps it
+            self.others.add(id)  # its own actor keeps it
         elif promise.kind == TELL:
             self.courier.add(id, promise)
         else:
@@ -279,6 +284,8 @@ class HostCore:
                 self._make_room()
             activation = Activation(self, ObjectId(*key))
             self.activations[key] = activation
+            self.others.take_up(activation.id)
+            self.intents.first(activation.id)
         activation.submit(call, respond)
 
     # -- for activations and their promises -----------------------------------------------------
@@ -293,18 +300,18 @@ class HostCore:
             self._wake(id)
 
     def new_promise_key(self) -> str:
-        """A key that no other promise has."""
-        self._promise_keys += 1
-        return f"{self.incarnation}.{self._promise_keys}"
+        """A key that no other promise has. May be called from any thread."""
+        return f"{self.incarnation}.{next(self._promise_keys)}"
 
     def later(self, delay_s: float, run: Callable[[], None]) -> None:
-        """Runs something after a pause, if the host still lives then."""
+        """Runs something after a pause of real time, if the host still lives then (by the host's
+        own clock: `timers`)."""
 
         def due() -> None:
             if self.failed is None and not self.released:
                 run()
 
-        asyncio.get_running_loop().call_later(delay_s, due)
+        self.loop.call_later(delay_s, due)
 
     def note(self, record: Record) -> None:
         """Writes something that nobody waits for."""
@@ -327,17 +334,14 @@ class HostCore:
     @property
     def has_errands(self) -> bool:
         """Whether something is under way that no activation shows."""
-        return self.courier.busy
+        return self.courier.busy or self.intents.busy
 
     def check(self, id: ObjectId, changes: Changes) -> None:
         """Raises Overloaded where too much of what the object sends has not arrived yet."""
         if changes.sends:
             self.gateways.check_outboxes(changes.sends)
-        told = sum(promise.kind == TELL and promise.open for promise in changes.promises)
-        if told and self.courier.waiting(id) + told > TOLD_MAX:
-            raise Overloaded(
-                f"{TOLD_MAX:,} messages that {id} has told others are not delivered yet: back off"
-            )
+        if changes.promises:
+            self.courier.check(id, changes.promises)
 
     async def class_for(self, id: ObjectId) -> ObjectClass:
         """The class of an object that is to live here.
@@ -374,7 +378,7 @@ class HostCore:
         """A record that does something outside of its object is on disk: it may be done."""
         for promise in record.promises:
             if promise.kind != INTENT or promise.due:  # else its call runs at this moment
-                self._promised(ObjectId(record.class_name, record.name), promise)
+                self.promised(ObjectId(record.class_name, record.name), promise)
         if record.sends or record.sockets or record.delete:
             self.gateways.committed(record, sequence)
 
@@ -402,6 +406,7 @@ class HostCore:
         """What time does: idle activations leave, silent gateways and channels are given up. To
         be called about once a second."""
         self.beat()
+        self.timers.run_due()
         self.scheduler.sweep()
         now = self.clock.monotonic()
         idle_since = self.now - self.idle_s
@@ -464,6 +469,7 @@ class HostCore:
     def _keep_nothing(self) -> None:
         """What is promised is for the next one to keep."""
         self.released = True
+        self.timers.close()
         self.scheduler.close()
         self.courier.close()
 

@@ -77,7 +77,8 @@ class Begun:
             step = self.steps[min(missing)]
             self.diverged = f"the first run called {_shown(step)}, the rerun did not"
         if self.diverged:
-            raise _stopped(self.diverged)
+            assert self.intent is not None
+            raise _stopped(self.diverged, self.intent.key)
 
     def taken_back(self) -> list[Promise]:
         """For the record with which the call ends."""
@@ -113,7 +114,7 @@ def leave(
             f"the first run called {_shown(known or '')}, the rerun {_shown(what)} or with other "
             "arguments"
         )
-        replied(_stopped(begun.diverged))
+        replied(_stopped(begun.diverged, context.call.id))
         return
     begun.made.add(call.id)
     if known is None:
@@ -152,28 +153,34 @@ class Intents:
 
     def __init__(self, host: HostCore) -> None:
         self._host = host
-        self._begun: dict[tuple[ObjectId, str], Begun] = {}
+        self._running: set[tuple[ObjectId, str]] = set()
         self._attempts: dict[tuple[ObjectId, str], int] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether one runs, or waits to run again."""
+        return bool(self._running or self._attempts)
+
+    def first(self, id: ObjectId) -> None:
+        """The object wakes: what it had begun goes before whatever it is asked now, so that it
+        runs from the state that it first saw."""
+        for promise in self._host.ledger.promises_of(id):
+            if promise.kind == INTENT:
+                self.run_again(id, promise)
 
     def run_again(self, id: ObjectId, intent: Promise) -> None:
         """Runs a call again until it ends."""
         host = self._host
         entry = (id, intent.key)
-        if intent.failed or entry in self._begun or host.failed is not None:
+        if intent.failed or entry in self._running or host.failed is not None:
             return
         found = decode_intent(intent.body)
-        if host.clock.now() - found.now > HELD_WINDOW_S:
+        if too_old(found, host.clock.now()):
             why = "it is so old that those it had called may have forgotten it"
             host.note(Record(*id, promises=[Promise(INTENT, intent.key, 0.0, intent.body, why)]))
             return
-        base = child_base(id, intent.key)
-        steps = [
-            step
-            for step in host.ledger.promises_of(id)
-            if step.kind == STEP and step.key.rpartition("/")[0] == base
-        ]
-        self._begun[entry] = Begun.again(intent, steps)
-        host.ledger.forget(intent.key)  # the reply that said that it had failed, if it is retried
+        self._running.add(entry)
+        host.ledger.forget(intent.key, id)  # the reply that said that it had failed
         call = Call(
             0,
             *id,
@@ -188,8 +195,9 @@ class Intents:
         )
 
         def respond(status: int, body: bytes, sequence: int) -> None:
-            self._begun.pop(entry, None)
-            if host.ledger.promise(id, INTENT, intent.key) is not None and host.failed is None:
+            self._running.discard(entry)
+            left = host.ledger.promise(id, INTENT, intent.key)
+            if left is not None and not left.failed and host.failed is None:
                 self.later(id, intent.key)
             else:
                 self._attempts.pop(entry, None)
@@ -203,22 +211,38 @@ class Intents:
 
         def again() -> None:
             intent = self._host.ledger.promise(id, INTENT, call_id)
-            if intent is not None:
+            if intent is not None and not intent.failed:
                 self.run_again(id, intent)
             else:
                 self._attempts.pop(entry, None)
 
-        self._host.later(UNENDED.pause_s(attempt, self._host.random), again)
+        self._host.timers.after(UNENDED.pause_s(attempt, self._host.random), again)
 
     def begun(self, id: ObjectId, call_id: str) -> Begun | None:
-        """What is known of a call that is about to run."""
-        return self._begun.get((id, call_id)) if self._begun else None
+        """What is on disk of a call that is about to run: it has run before, and was cut off."""
+        ledger = self._host.ledger
+        intent = ledger.promise(id, INTENT, call_id)
+        if intent is None:
+            return None
+        return Begun.again(intent, steps_of(ledger.promises_of(id), id, call_id))
+
+
+def steps_of(promises: Iterable[Promise], id: ObjectId, call_id: str) -> list[Promise]:
+    """The steps of one call among an object's promises."""
+    base = child_base(id, call_id)
+    return [each for each in promises if each.kind == STEP and each.key.rpartition("/")[0] == base]
+
+
+def too_old(intent: Intent, now: float) -> bool:
+    """Whether a call began so long ago that those it had called may have forgotten it: then it
+    cannot be run again without perhaps applying something twice."""
+    return now - intent.now > HELD_WINDOW_S
 
 
 def child_base(id: ObjectId, call_id: str) -> str:
-    """What the ids of the calls that a call makes begin with. An Idempotency-Key and the id of a
-    schedule are unique within their object only."""
-    return f"{id}:{call_id}" if call_id.startswith(("key:", "schedule:")) else call_id
+    """What the ids of the calls that a call makes begin with. An Idempotency-Key is unique within
+    its object only."""
+    return f"{id}:{call_id}" if call_id.startswith("key:") else call_id
 
 
 def root_of(id: ObjectId, call_id: str) -> str:
@@ -229,13 +253,18 @@ def root_of(id: ObjectId, call_id: str) -> str:
 _POSITIONS = re.compile(r"(/\d+)+$")
 
 
-def _stopped(why: str) -> InvalidCall:
+def was_stopped(error: RayObjectsError, call_id: str) -> bool:
+    """Whether the error says that this very call was stopped, and is listed by its object."""
+    return error.details.get("stopped") == call_id
+
+
+def _stopped(why: str, call_id: str) -> InvalidCall:
     return InvalidCall(
         f"the call was cut off by a crash and run again, but {why}: it is stopped, so that nothing "
         "is applied twice. Make the calls of a method follow from its arguments, the object's "
         "state, self.now() and self.random; then see `rayobjects intents`",
         status=500,
-        details={"diverged": True},
+        details={"stopped": call_id},
     )
 
 

@@ -79,8 +79,9 @@ class Ledger(Protocol):
         """The stored reply of a finished call within its window."""
         ...
 
-    def forget(self, call_id: str) -> None:
-        """The caller has the reply and will not ask again: its window may end now."""
+    def forget(self, call_id: str, id: ObjectId | None = None) -> None:
+        """The caller has the reply and will not ask again: its window may end now. `id` is needed
+        where other objects may have a call of the same id."""
         ...
 
     def sent(self, id: ObjectId, sequence: int, gateway: str) -> None:

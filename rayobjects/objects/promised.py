@@ -111,12 +111,14 @@ class Promised:
         touched: the running call did something here that `commit` or `rollback` must end.
     """
 
-    __slots__ = ("_changed", "_schedules", "touched")
+    __slots__ = ("_added", "_changed", "_schedules", "touched")
 
     def __init__(self, schedules: Iterable[Promise]) -> None:
         self.touched = False
         self._schedules = {promise.key: promise for promise in schedules}
         """As committed."""
+        self._added = 0
+        """How many more schedules there are as the running call sees them."""
         self._changed: dict[tuple[int, str], Promise] = {}
 
     def put(self, promise: Promise) -> None:
@@ -125,13 +127,14 @@ class Promised:
         Raises:
             InvalidCall: the object has too many schedules.
         """
-        if promise.kind == SCHEDULE and promise.open and self.schedule(promise.key) is None:
-            added = sum(kind == SCHEDULE for kind, _ in self._changed)
-            if len(self._schedules) + added >= SCHEDULES_MAX:
+        if promise.kind == SCHEDULE:
+            more = promise.open - (self.schedule(promise.key) is not None)
+            if more > 0 and len(self._schedules) + self._added >= SCHEDULES_MAX:
                 raise InvalidCall(
                     f"an object has at most {SCHEDULES_MAX:,} schedules: spread them over several "
                     "objects, or let one plan the next"
                 )
+            self._added += more
         self._changed[promise.kind, promise.key] = promise
         self.touched = True
 
@@ -152,17 +155,14 @@ class Promised:
 
     def schedules(self) -> list[Promise]:
         """All schedules as the running call sees them, the next one first."""
-        keys = dict.fromkeys([*self._schedules, *(k for kind, k in self._changed if not kind)])
+        changed = (key for kind, key in self._changed if kind == SCHEDULE)
+        keys = dict.fromkeys([*self._schedules, *changed])
         found = [promise for key in keys if (promise := self.schedule(key)) is not None]
         return sorted(found, key=lambda promise: (promise.due, promise.key))
 
     def changes(self) -> list[Promise]:
         """What goes into the call's record."""
         return list(self._changed.values())
-
-    def told(self) -> int:
-        """How many messages the call has told."""
-        return sum(kind == TELL for kind, _ in self._changed)
 
     def commit(self) -> None:
         for (kind, key), promise in self._changed.items():
@@ -176,6 +176,7 @@ class Promised:
 
     def rollback(self) -> None:
         self._changed.clear()
+        self._added = 0
         self.touched = False
 
     def forget(self) -> None:

@@ -10,12 +10,15 @@ attempt. When the process dies
 
 So its effects are applied exactly once. The heap in here is only a guide: each entry is compared
 with the ledger when its time has come, and what was changed or taken back meanwhile is dropped.
+Where too many of those pile up, because objects put a far time off again and again, the heap is
+cleared of them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from heapq import heappop, heappush
+from collections.abc import Iterable
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 UNANSWERED = Retries(first_s=0.1, longest_s=30.0)
 """Pauses after a firing that never came to run: a class that does not load, a full queue."""
 
+HEAP_FEW = 10_000
+"""So many entries are never looked through for outdated ones."""
 
 OTHERS_GRACE_S = 0.2
 OTHERS_AGAIN_S = 10.0
@@ -41,10 +46,12 @@ there, and when again."""
 
 
 class Firing(msgspec.Struct, array_like=True):
-    """The arguments of a SCHEDULED call: which schedule, and which due time of it."""
+    """The arguments of a SCHEDULED call: which schedule, and which due time of it; with its plan
+    where the schedule does not have that any more (see `scheduling`)."""
 
     key: str
     due: float
+    plan: bytes = b""
 
 
 encode_firing = msgspec.msgpack.Encoder().encode
@@ -57,6 +64,7 @@ class Scheduler:
     def __init__(self, host: HostCore) -> None:
         self._host = host
         self._heap: list[tuple[float, int, ObjectId, str, float]] = []
+        self._heap_max = HEAP_FEW
         self._entries = 0
         self._firing: set[tuple[ObjectId, str, float]] = set()
         self._unanswered: dict[tuple[ObjectId, str, float], int] = {}
@@ -65,17 +73,46 @@ class Scheduler:
         self._counts: dict[ObjectId, tuple[float, int]] = {}
         self._closed = False
 
+    def begin(self, schedules: Iterable[tuple[ObjectId, Promise]]) -> None:
+        """Those that were found when the host was opened."""
+        self._heap += [
+            self._entry(self._when(id, promise), id, promise.key, promise.due)
+            for id, promise in schedules
+            if not promise.failed
+        ]
+        heapify(self._heap)
+        self._heap_max = max(HEAP_FEW, 2 * len(self._heap))
+        self._arm()
+
     def add(self, id: ObjectId, promise: Promise) -> None:
         """A schedule that is on disk."""
         if promise.open and not promise.failed:
-            # One of another host's objects: that host fires it, if it lives.
-            grace_s = 0.0 if self._host.owns(id) else OTHERS_GRACE_S
-            self._push(promise.due + grace_s, id, promise.key, promise.due)
+            self._push(self._when(id, promise), id, promise.key, promise.due)
+
+    def _when(self, id: ObjectId, promise: Promise) -> float:
+        # One of another host's objects: that host fires it, if it lives.
+        return promise.due + (0.0 if self._host.owns(id) else OTHERS_GRACE_S)
+
+    def _entry(
+        self, when: float, id: ObjectId, key: str, due: float
+    ) -> tuple[float, int, ObjectId, str, float]:
+        self._entries += 1
+        return when, self._entries, id, key, due
 
     def _push(self, when: float, id: ObjectId, key: str, due: float) -> None:
-        self._entries += 1
-        heappush(self._heap, (when, self._entries, id, key, due))
+        heappush(self._heap, self._entry(when, id, key, due))
+        if len(self._heap) > self._heap_max:
+            self._heap = [each for each in self._heap if self._present(*each[2:]) is not None]
+            heapify(self._heap)
+            self._heap_max = max(HEAP_FEW, 2 * len(self._heap))
         self._arm()
+
+    def _present(self, id: ObjectId, key: str, due: float) -> Promise | None:
+        """The schedule, if it is still due then."""
+        promise = self._host.ledger.promise(id, SCHEDULE, key)
+        if promise is None or promise.failed or promise.due != due:
+            return None
+        return promise
 
     def _arm(self) -> None:
         """Sets the timer to the earliest entry, if more may be fired."""
@@ -102,8 +139,8 @@ class Scheduler:
         heap = self._heap
         while heap and heap[0][0] <= now and len(self._firing) < FIRINGS_AT_ONCE_MAX:
             _, _, id, key, due = heappop(heap)
-            promise = self._host.ledger.promise(id, SCHEDULE, key)
-            if promise is None or promise.failed or promise.due != due:
+            promise = self._present(id, key, due)
+            if promise is None:
                 self._unanswered.pop((id, key, due), None)
             elif not self._host.owns(id):
                 self._host.wake(id)  # its own actor fires it
@@ -117,15 +154,13 @@ class Scheduler:
         if entry in self._firing:
             return
         self._firing.add(entry)
-        if not decode_plan(promise.body).every:
-            self._count(id)
         call = Call(
             0,
             *id,
             decode_plan(promise.body).method,
             SCHEDULED,
             encode_firing(Firing(promise.key, promise.due)),
-            firing_id(promise),
+            _firing_id(id, promise.key, promise.due),
         )
 
         def respond(status: int, body: bytes, sequence: int) -> None:
@@ -136,8 +171,10 @@ class Scheduler:
 
     def _answered(self, entry: tuple[ObjectId, str, float], status: int) -> None:
         id, key, due = entry
-        promise = self._host.ledger.promise(id, SCHEDULE, key)
-        if promise is not None and promise.due == due and not promise.failed and not self._closed:
+        if self._closed:
+            return
+        promise = self._present(id, key, due)
+        if promise is not None:
             # It never came to run, so nothing in the journal says when to try again.
             if status == REDIRECT:
                 self._host.wake(id)
@@ -146,10 +183,12 @@ class Scheduler:
             self._push(self._host.clock.now() + pause_s, id, key, due)
         else:
             self._unanswered.pop(entry, None)
+            # Nobody asks for this time of it again, so its reply need not be kept.
+            self._host.ledger.forget(_firing_id(id, key, due))
         self._arm()
 
-    def _count(self, id: ObjectId) -> None:
-        """Notices an object that plans itself anew at once, again and again."""
+    def planned_at_once(self, id: ObjectId) -> None:
+        """A schedule's call has planned something for this very moment: is that a loop?"""
         now = self._host.clock.monotonic()
         since, count = self._counts.get(id, (now, 0))
         if now - since > LOOP_WITHIN_S:
@@ -157,8 +196,8 @@ class Scheduler:
         self._counts[id] = (since, count + 1)
         if count + 1 == LOOP_FIRINGS:
             self._host.report(
-                f"{id} was called {LOOP_FIRINGS:,} times by its schedules within "
-                f"{LOOP_WITHIN_S:g} s: does a method plan itself anew at once? Use every=, or a "
+                f"{id} has planned itself anew, for at once, {LOOP_FIRINGS:,} times within "
+                f"{LOOP_WITHIN_S:g} s: this looks like a loop without an end. Use every=, or a "
                 "longer after="
             )
 
@@ -176,6 +215,6 @@ class Scheduler:
             self._timer.cancel()
 
 
-def firing_id(promise: Promise) -> str:
-    """The id of the call that a schedule makes at its present due time."""
-    return f"schedule:{promise.key}:{promise.due!r}"
+def _firing_id(id: ObjectId, key: str, due: float) -> str:
+    """The id of the call that a schedule makes at a due time."""
+    return f"schedule:{id}:{key}:{due!r}"

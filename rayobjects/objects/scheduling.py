@@ -16,20 +16,21 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rayobjects.errors import InvalidCall, RayObjectsError, to_wire
-from rayobjects.limits import KEY_BYTES_MAX
+from rayobjects.limits import KEY_BYTES_MAX, LOOP_PAUSE_S, VALUE_BYTES_MAX
 from rayobjects.messages import ERROR, Call
 from rayobjects.objects import carried
 from rayobjects.objects.commit import Respond
 from rayobjects.objects.context import CallContext, current_call
-from rayobjects.objects.promised import EACH, LAST, Plan, decode_plan, encode
+from rayobjects.objects.promised import EACH, LAST, Plan, decode_intent, decode_plan, encode
 from rayobjects.objects.retrying import retries_of
-from rayobjects.objects.scheduler import decode_firing
+from rayobjects.objects.scheduler import Firing, decode_firing, encode_firing
 from rayobjects.objects.times import Span, When, due_at, next_due
 from rayobjects.storage import values
 from rayobjects.storage.records import SCHEDULE, Promise, Record
 
 if TYPE_CHECKING:
     from rayobjects.objects.activation import Activation
+    from rayobjects.objects.intents import Begun
     from rayobjects.objects.model import DurableObject
     from rayobjects.objects.state import State
 
@@ -98,15 +99,13 @@ def plan(
     elif not isinstance(key, str) or not 0 < len(key.encode()) <= KEY_BYTES_MAX:
         raise InvalidCall(f"a schedule's key is a text of 1 to {KEY_BYTES_MAX:,} bytes")
     due = due_at(context.now, at, after, every, zone)
-    body = Plan(
-        name,
-        values.dump_arguments(tuple(args), dict(keywords)),
-        every or "",
-        zone,
-        missed,
-        due,
-        context=carried.kept(context),
-    )
+    pickled = values.dump_arguments(tuple(args), dict(keywords))
+    if len(pickled) > VALUE_BYTES_MAX:
+        raise InvalidCall(
+            f"the arguments of a schedule have at most {VALUE_BYTES_MAX:,} bytes, these have "
+            f"{len(pickled):,}: keep them in the object's storage"
+        )
+    body = Plan(name, pickled, every or "", zone, missed, due, context=carried.kept(context))
     state.promised.put(Promise(SCHEDULE, key, due, encode(body)))
     return key
 
@@ -143,8 +142,12 @@ def shown(promise: Promise) -> Schedule:
 
 
 def due(activation: Activation, call: Call) -> tuple[Promise, Plan] | None:
-    """The schedule that a call is for; None if it was changed or taken back meanwhile."""
+    """The schedule that a call is for; None if it was changed or taken back meanwhile. A call that
+    was stopped and is run again has taken its plan along."""
     firing = decode_firing(call.args)
+    if firing.plan:
+        body = msgspec.structs.replace(decode_plan(firing.plan), every="")
+        return Promise(SCHEDULE, _key_of_its_own(firing.key, body), firing.due, firing.plan), body
     promise = activation.state.promised.schedule(firing.key)
     if promise is None or promise.failed or promise.due != firing.due:
         return None
@@ -155,8 +158,11 @@ def ended(activation: Activation, call: Call) -> None:
     """The method has returned: the schedule is done, or has its next time; unless the method
     itself has said what becomes of it."""
     promised = activation.state.promised
-    key = decode_firing(call.args).key
-    found = due(activation, call) if not promised.changed(key) else None
+    soon = activation.host.clock.now() + LOOP_PAUSE_S
+    if any(each.open and each.kind == SCHEDULE and each.due < soon for each in promised.changes()):
+        activation.host.scheduler.planned_at_once(activation.id)
+    firing = decode_firing(call.args)
+    found = due(activation, call) if not (firing.plan or promised.changed(firing.key)) else None
     if found is not None:
         promised.put(_following(activation, *found))
 
@@ -164,7 +170,8 @@ def ended(activation: Activation, call: Call) -> None:
 def _following(activation: Activation, promise: Promise, body: Plan) -> Promise:
     if not body.every:
         return Promise(SCHEDULE, promise.key, open=False)
-    behind = body.planned if body.missed == EACH else max(body.planned, activation.host.now)
+    now = activation.host.clock.now()
+    behind = body.planned if body.missed == EACH else max(body.planned, now)
     following = next_due(body.every, body.zone, behind)
     again = msgspec.structs.replace(body, planned=following, attempts=0)
     return Promise(SCHEDULE, promise.key, following, encode(again))
@@ -184,7 +191,9 @@ def raised(
     attempts = body.attempts + 1
     state.begin()
     try:
-        if attempts <= policy.max_attempts:
+        if context.begun is not None and context.begun.diverged:
+            _hand_over(activation, context.begun, decode_firing(call.args), promise, body)
+        elif attempts <= policy.max_attempts:
             pause_s = policy.pause_s(attempts, activation.host.random)
             again = encode(msgspec.structs.replace(body, attempts=attempts))
             state.promised.put(
@@ -209,16 +218,36 @@ def raised(
     return True
 
 
+def _hand_over(
+    activation: Activation, begun: Begun, firing: Firing, promise: Promise, body: Plan
+) -> None:
+    """The call was stopped, because its rerun was not like its first run. Another attempt, under a
+    new id, would apply twice what the first run had called: so the call is listed with the intents,
+    together with its plan, and the schedule is done with this time."""
+    assert begun.intent is not None
+    intent = decode_intent(begun.intent.body)
+    firing = Firing(firing.key, firing.due, firing.plan or promise.body)
+    intent = msgspec.structs.replace(intent, method=body.method, args=encode_firing(firing))
+    begun.intent = msgspec.structs.replace(begun.intent, body=encode(intent))
+    if activation.state.promised.schedule(promise.key) is not None:
+        activation.state.promised.put(_following(activation, promise, body))
+
+
+def _key_of_its_own(key: str, body: Plan) -> str:
+    """For one due time of a recurring schedule."""
+    return f"{key}@{datetime.fromtimestamp(body.planned, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
 def _give_up(activation: Activation, promise: Promise, body: Plan, error: RayObjectsError) -> None:
     """Marks it as failed. One that recurs goes on: what failed is listed under a key of its own."""
     why = error.message
     activation.host.report(
         f"{activation.shown}.{body.method}, scheduled as {promise.key!r}, has failed for good: "
-        f"{why}. `rayobjects schedules` lists it"
+        f"{why}. `rayobjects schedules --failed` lists it"
     )
     promised = activation.state.promised
     if body.every:
-        key = f"{promise.key}@{datetime.fromtimestamp(body.planned, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        key = _key_of_its_own(promise.key, body)
         once = encode(msgspec.structs.replace(body, every=""))
         try:
             promised.put(Promise(SCHEDULE, key, promise.due, once, why))

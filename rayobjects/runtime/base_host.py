@@ -4,7 +4,9 @@ A host opens its ledger with the first call and keeps the error if that fails: t
 answered with it, and the next call after OPEN_AGAIN_S tries again, so a full disk that has room
 again needs no restart. A ledger that fails later takes the whole core with it (see HostCore.fail);
 the host opens a new one, exactly as a new process would, and channels send again what was not
-answered. Only a host that has lost its epoch to another process ends its own: it is the stale one.
+answered. Its objects may have something to do whether anybody calls or not (schedules, messages
+that were told, calls that were begun), so a host whose ledger has failed also tries by itself. Only
+a host that has lost its epoch to another process ends its own: it is the stale one.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from rayobjects.messages import ERROR, Replies, Reply, decode_batch, decode_poll
 from rayobjects.objects.catalog import ObjectClass
 from rayobjects.objects.host_core import HostCore
 from rayobjects.objects.ledger import Ledger
+from rayobjects.objects.retrying import Retries
+from rayobjects.randomness import seeded
 from rayobjects.runtime import process
 from rayobjects.runtime.around import Around, load
 from rayobjects.runtime.background import spawn
@@ -46,6 +50,10 @@ OPEN_AGAIN_S = 0.5
 """After a failed opening, calls get its error for so long before the next attempt."""
 
 SWEEP_EVERY_S = 1.0
+
+UNCALLED_AGAIN = Retries(first_s=1.0, longest_s=60.0)
+"""Pauses before a host tries by itself to open a ledger that has failed. A full disk may stay so
+for long, and each attempt is logged."""
 
 
 class BaseHost:
@@ -74,6 +82,9 @@ class BaseHost:
         self._stopped = False
         self._notes: DeathNotes | None = None
         self._probation: Probation | None = None
+        self._random = seeded(self.incarnation)
+        self._reopenings = 0
+        self._reopen_at = 0.0
         if _is_restarted():
             # Its objects may have something to do, whether anybody calls or not.
             spawn(self._open_again())
@@ -267,11 +278,10 @@ class BaseHost:
         while not self._stopped:
             await asyncio.sleep(SWEEP_EVERY_S)
             core = self.core
-            if core is None:
+            if core is None or core.failed is not None:
+                await self._open_uncalled(core)
                 continue
-            if core.failed is not None:
-                self._end_if_lost(core.failed)
-                continue
+            self._reopenings = 0
             try:
                 core.sweep()
                 await self._around.look(self.clock.monotonic())
@@ -279,6 +289,16 @@ class BaseHost:
                 await self.sweep()
             except Exception:  # must not end the sweeper
                 logger.exception("%s: the sweep failed", self.host)
+
+    async def _open_uncalled(self, core: HostCore | None) -> None:
+        if core is not None:
+            self._end_if_lost(core.failed)
+        now = self.clock.monotonic()
+        if self._reopenings and now < self._reopen_at:
+            return
+        self._reopenings += 1
+        self._reopen_at = now + UNCALLED_AGAIN.pause_s(self._reopenings, self._random)
+        await self._open_again()
 
     def _end_if_lost(self, error: StorageFailed | None) -> None:
         """Another process has taken over: this one must not take it back."""

@@ -289,7 +289,7 @@ class RemoteLedger:
     def finished(self, id: ObjectId, call_id: str) -> Finished | None:
         return self._finished.get(self._id, call_id)
 
-    def forget(self, call_id: str) -> None:
+    def forget(self, call_id: str, id: ObjectId | None = None) -> None:
         if self._finished.forget(call_id):
             self._forget.append(call_id)
 

@@ -100,11 +100,21 @@ class Commits:
         self._completed: deque[tuple[list[Batch], StorageFailed | None]] = deque()
         self._abandoned = False
 
+    def check_room(self) -> None:
+        """Raises Overloaded if too much waits for the disk. A failed journal says so to each record
+        that it is given."""
+        if self.failed is None and (
+            self._unsynced_bytes + len(self._batch.body) > UNSYNCED_BYTES_MAX
+        ):
+            raise Overloaded(
+                f"more than {UNSYNCED_BYTES_MAX:,} bytes wait for the disk: back off, then try "
+                "again"
+            )
+
     def add(self, record: Record, done: Done) -> None:
-        """Takes a record.
+        """Takes a record, whether there is room or not (`check_room`).
 
         Raises:
-            Overloaded: too much waits for the disk.
             InvalidCall: the record is larger than a record may be.
         """
         if self.failed is not None:
@@ -113,11 +123,6 @@ class Commits:
         batch = self._batch
         body = batch.body
         before = len(body)
-        if self._unsynced_bytes + before > UNSYNCED_BYTES_MAX:
-            raise Overloaded(
-                f"more than {UNSYNCED_BYTES_MAX:,} bytes wait for the disk: back off, then try "
-                "again"
-            )
         sequence = self.last + 1
         record.sequence = sequence
         record.epoch = self._epoch

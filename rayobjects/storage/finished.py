@@ -123,8 +123,22 @@ class FinishedCalls:
                 found.append(kept)
         return found
 
-    def forget(self, call_id: str) -> bool:
-        """The caller has the reply. Returns whether it was kept."""
+    def forget(self, call_id: str, key: Key | None = None) -> bool:
+        """The caller has the reply. Returns whether it was kept.
+
+        Args:
+            key: the object's, where others may have a call of the same id.
+        """
+        if key is not None:
+            whole = (*key, call_id)
+            shared = self._shared.pop(whole, None)
+            if shared is not None:
+                self._bytes -= len(shared.reply)
+                return True
+            if self._dropped.pop(whole, None) is not None:
+                return True
+            if self.get(key, call_id) is None:
+                return False
         finished = self._by_id.pop(call_id, None)
         if finished is None:
             finished = self._held.pop(call_id, None)

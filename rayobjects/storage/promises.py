@@ -18,10 +18,12 @@ class Promises:
 
     Attributes:
         count: how many there are.
+        size: the bytes of their bodies.
     """
 
     def __init__(self) -> None:
         self.count = 0
+        self.size = 0
         self._of: dict[Key, dict[tuple[int, str], Promise]] = {}
         self._order = 0
         # What the next fold must tell the checkpoint.
@@ -32,6 +34,21 @@ class Promises:
         self._of.setdefault(key, {})[promise.kind, promise.key] = promise
         self._order = max(self._order, promise.order)
         self.count += 1
+        self.size += len(promise.body)
+
+    def growth(self, key: Key, changes: Iterable[Promise]) -> tuple[int, int]:
+        """How many more promises, and bytes of them, there are after some changes."""
+        kept = self._of.get(key, {})
+        count = size = 0
+        for promise in changes:
+            known = kept.get((promise.kind, promise.key))
+            if known is not None:
+                count -= 1
+                size -= len(known.body)
+            if promise.open:
+                count += 1
+                size += len(promise.body)
+        return count, size
 
     def apply(self, key: Key, changes: Iterable[Promise]) -> None:
         """Takes over what a record makes, changes and takes back."""
@@ -39,14 +56,17 @@ class Promises:
         before = len(kept)
         for promise in changes:
             self._changed[key, promise.kind, promise.key] = None
+            known = kept.get((promise.kind, promise.key))
+            if known is not None:
+                self.size -= len(known.body)
             if promise.open:
-                known = kept.get((promise.kind, promise.key))
                 if known is None:
                     self._order += 1
                 promise.order = self._order if known is None else known.order
                 kept[promise.kind, promise.key] = promise
-            else:
-                kept.pop((promise.kind, promise.key), None)
+                self.size += len(promise.body)
+            elif known is not None:
+                del kept[promise.kind, promise.key]
         self.count += len(kept) - before
         if not kept:
             del self._of[key]

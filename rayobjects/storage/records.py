@@ -129,6 +129,13 @@ class Record(msgspec.Struct, array_like=True, gc=False):
     held: bool = False
     arguments_hash: int = 0
 
+    @property
+    def ends_begun(self) -> bool:
+        """Whether it ends a call that others have been called by, or lists it as failed. Such a
+        record is never refused for want of room: what the call has done to others cannot be undone
+        by then. There are no more of them than calls that run."""
+        return any(each.kind == INTENT and (each.failed or not each.open) for each in self.promises)
+
 
 class Loaded(msgspec.Struct, array_like=True):
     """An object as the storage has it.

@@ -24,16 +24,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rayobjects.clock import Clock
-from rayobjects.errors import Overloaded, StorageFailed
+from rayobjects.errors import StorageFailed
 from rayobjects.ids import ObjectId
 from rayobjects.limits import (
-    FINISHED_CALLS_MAX,
     FOLD_AFTER_S,
     FOLD_BYTES,
     FOLD_RECORDS,
-    MEMTABLE_BYTES_MAX,
     PAGE_KEYS_MAX,
-    PROMISES_MAX,
     SEGMENT_BYTES_MAX,
 )
 from rayobjects.storage.commits import Commits, Done
@@ -54,6 +51,7 @@ from rayobjects.storage.records import (
     Record,
     SocketChange,
 )
+from rayobjects.storage.room import check_room
 from rayobjects.storage.worker import InlineWorker, ThreadWorker, Worker, on_loop
 
 _HERE = "."
@@ -208,6 +206,7 @@ class Shard:
         """Writes a record; returns at once, `done(error, sequence)` follows on the loop.
 
         A record that names an owner epoch which is not the object's present one is refused, alone.
+        One that ends a call which others were called by (`Record.ends_begun`) always has room.
 
         Raises:
             Overloaded: too much waits for the disk or to be folded, or too many finished calls
@@ -219,25 +218,9 @@ class Shard:
             if refusal is not None:
                 self._commits.add_nothing(lambda error, _: done(error or refusal, 0))
                 return
-        if self._memtable_bytes > MEMTABLE_BYTES_MAX:
-            raise Overloaded(
-                f"more than {MEMTABLE_BYTES_MAX:,} bytes wait to be folded into the checkpoint of "
-                f"{self.name}: back off, then try again"
-            )
-        if record.call_id and len(self._indexes.calls) >= FINISHED_CALLS_MAX:
-            raise Overloaded(
-                f"{self.name} keeps {FINISHED_CALLS_MAX:,} finished calls: back off until the "
-                "oldest have left their window"
-            )
-        if (
-            record.promises
-            and self._indexes.promises.count >= PROMISES_MAX
-            and (any(promise.open for promise in record.promises))
-        ):
-            raise Overloaded(
-                f"the objects of {self.name} have {PROMISES_MAX:,} schedules and messages to "
-                "deliver: back off, or look at `rayobjects schedules`"
-            )
+        if not record.promises or not record.ends_begun:
+            self._commits.check_room()
+            check_room(self.name, record, self._memtable_bytes, self._indexes)
         self._commits.add(record, done)
 
     @property
@@ -360,9 +343,10 @@ class Shard:
         """How many finished calls are kept."""
         return len(self._indexes.calls)
 
-    def forget(self, call_id: str) -> None:
-        """The caller has the reply and will not ask again."""
-        self._indexes.calls.forget(call_id)
+    def forget(self, call_id: str, id: ObjectId | None = None) -> None:
+        """The caller has the reply and will not ask again. `id` is needed where other objects may
+        have a call of the same id."""
+        self._indexes.calls.forget(call_id, None if id is None else (id[0], id[1]))
 
     def sent(self, id: ObjectId, sequence: int, gateway: str) -> None:
         """The gateway has acknowledged the record's messages."""

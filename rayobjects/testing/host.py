@@ -103,7 +103,7 @@ class LocalHost(HostLife):
         core, shard = self.core, self.shard
         if core is None or shard is None or core.failed is not None:
             return
-        core.sweep()
+        self._context.copy().run(core.sweep)
         try:
             shard.expire()
         except Crashed:

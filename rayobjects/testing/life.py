@@ -176,7 +176,7 @@ class HostLife:
             submit=self.router.submit,
         )
         self.core.filters = with_spans(self._filters)
-        self.core.begin()
+        self._context.copy().run(self.core.begin)  # whose objects call others
         self._died.clear()
         self._alive.set()
 

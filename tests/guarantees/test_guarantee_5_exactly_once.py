@@ -13,8 +13,7 @@ from rayobjects.errors import Deadlock, MethodError, Overloaded
 from rayobjects.limits import FINISHED_WINDOW_S
 from rayobjects.messages import JSON, PICKLE, Batch, Call, Reply
 from rayobjects.objects import host_core
-from rayobjects.storage import shard as shard_module
-from rayobjects.storage import values
+from rayobjects.storage import room, values
 from rayobjects.testing import LocalHost, LocalResponse
 from rayobjects.testing import channel as channel_module
 from rayobjects.testing.channel import LocalChannel
@@ -175,7 +174,7 @@ def test_guarantee_5_replies_that_have_arrived_are_forgotten() -> None:
 
 def test_guarantee_5_too_many_finished_calls() -> None:
     async def main() -> None:
-        with mock.patch.object(shard_module, "FINISHED_CALLS_MAX", 10):
+        with mock.patch.object(room, "FINISHED_CALLS_MAX", 10):
             async with LocalHost([Counter]) as host:
                 stub = host.get(Counter, "a")
                 for number in range(10):

@@ -69,7 +69,8 @@ def test_kept_in_order_until_taken_back(tmp_path: Path, how: str) -> None:
     made = [(TELL, "2"), (TELL, "1"), (SCHEDULE, "daily"), (INTENT, "call"), (STEP, "call/1")]
     assert owner.keys() == made
     daily = owner.shard.promise(A, SCHEDULE, "daily")
-    assert daily is not None and (daily.due, daily.body) == (9.0, b"changed")
+    assert daily is not None
+    assert (daily.due, daily.body) == (9.0, b"changed")
     owner.commit(*(Promise(kind, key, open=False) for kind, key in made[1:]))
     owner.again(how)
     assert owner.keys() == [(TELL, "2")]
@@ -110,7 +111,8 @@ def test_held_replies_outlast_the_window_until_they_are_forgotten(tmp_path: Path
     owner.again(how)
     assert owner.shard.finished(A, "plain") is None
     child = owner.shard.finished(A, "child")
-    assert child is not None and (child.reply, child.arguments_hash) == (b"1", 7)
+    assert child is not None
+    assert (child.reply, child.arguments_hash) == (b"1", 7)
     owner.shard.forget("child")
     assert owner.shard.finished(A, "child") is None
     owner.commit(call_id="last")

@@ -16,7 +16,7 @@ from rayobjects.errors import InvalidCall, Overloaded, StorageFailed
 from rayobjects.ids import ObjectId
 from rayobjects.limits import FINISHED_WINDOW_S, LOAD_WHOLE_KEYS_MAX
 from rayobjects.messages import Send
-from rayobjects.storage import checkpoint, commits, merge, shard
+from rayobjects.storage import checkpoint, commits, merge, room
 from rayobjects.storage.ownership import Claims
 from rayobjects.storage.records import ATTRIBUTE, ITEM, JSON, PICKLE, Record, SocketChange
 from rayobjects.storage.shard import Shard
@@ -414,7 +414,7 @@ def test_too_much_is_refused_and_nothing_of_it_written(
     with pytest.raises(Overloaded, match="wait for the disk"):
         driver.shard.commit(items(a=2), driver.done)
     driver.loop.turn()
-    monkeypatch.setattr(shard, "MEMTABLE_BYTES_MAX", 10)
+    monkeypatch.setattr(room, "MEMTABLE_BYTES_MAX", 10)
     with pytest.raises(Overloaded, match="wait to be folded"):
         driver.shard.commit(items(a=3), driver.done)
     driver.fold()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rayobjects.errors import (
+        Cancelled,
         DeadlineExceeded,
         Deadlock,
         InvalidCall,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from rayobjects.runtime.stubs import Namespace, Stub
 
 _HOMES = {
+    "Cancelled": "rayobjects.errors",
     "Deadlock": "rayobjects.errors",
     "DeadlineExceeded": "rayobjects.errors",
     "DurableObject": "rayobjects.objects.model",
@@ -65,6 +67,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Cancelled",
     "DeadlineExceeded",
     "Deadlock",
     "DurableObject",

@@ -6,6 +6,7 @@
     ├── Overloaded         a bounded queue is full         back off, then try again         429
     ├── Unavailable        no host within the deadline     try again with the same id       503
     ├── DeadlineExceeded   the caller's timeout ran out    ask again with the same id       504
+    ├── Cancelled          the caller took it back         nothing: it was rolled back      499
     ├── Deadlock           calls wait for each other       use `tell`, or concurrent        409
     └── StorageFailed      disk full, damage, lost epoch   see the message                  503
 
@@ -124,6 +125,13 @@ class DeadlineExceeded(RayObjectsError):
     retry = True
 
 
+class Cancelled(RayObjectsError):
+    """The caller has cancelled the call, and it was rolled back."""
+
+    status = 499
+    """nginx's for a client that has gone; HTTP itself has none."""
+
+
 class Deadlock(RayObjectsError):
     """Calls wait for each other in a circle; this one was rolled back."""
 
@@ -146,6 +154,7 @@ KINDS: dict[str, type[RayObjectsError]] = {
         Overloaded,
         Unavailable,
         DeadlineExceeded,
+        Cancelled,
         Deadlock,
         StorageFailed,
     )

@@ -148,6 +148,7 @@ class Batch(msgspec.Struct, array_like=True):
         resent: some of these calls may have reached the host before.
         credits: (number of a call that is a stream, number of the last item that was read); -1 for
             a reader that has gone.
+        cancels: (number, class, name) of calls that are to be ended if they still can be.
     """
 
     channel: str
@@ -157,6 +158,7 @@ class Batch(msgspec.Struct, array_like=True):
     acks: list[int] = []
     resent: bool = False
     credits: list[tuple[int, int]] = []
+    cancels: list[tuple[int, str, str]] = []
 
 
 class Replies(msgspec.Struct, array_like=True):

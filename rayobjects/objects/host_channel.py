@@ -21,6 +21,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
+from rayobjects.ids import ObjectId
 from rayobjects.limits import BATCH_BYTES_MAX, CHANNEL_BATCHES_HELD_MAX, POLL_S
 from rayobjects.messages import ITEM, OPENED, Batch, Call, Poll, Replies, Reply
 from rayobjects.objects.streams import cut_off
@@ -136,6 +137,10 @@ class HostChannel:
             else:
                 call.id = f"{channel}:{number}"
             core.submit(call, _Reply(self, call), explicit, batch.resent)
+        for number, class_name, name in batch.cancels:
+            if number in self._unacknowledged:
+                id = self._ids.get(number) or f"{channel}:{number}"
+                core.cancel_for_caller(ObjectId(class_name, name), id)
         for number, upto in batch.credits:
             stream = self._streams.get(number)
             if stream is not None:

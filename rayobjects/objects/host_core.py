@@ -18,6 +18,7 @@ from typing import Protocol
 
 from rayobjects.clock import Clock
 from rayobjects.errors import (
+    Cancelled,
     DeadlineExceeded,
     MethodError,
     Overloaded,
@@ -274,6 +275,12 @@ class HostCore:
             running = activation.running_call(call_id)
             call = running.call if running is not None else None
         return call is not None and activation.give_up(call, error)
+
+    def cancel_for_caller(self, id: ObjectId, call_id: str) -> None:
+        """Ends a call that its caller has taken back, unless others wait for it too."""
+        if len(self._by_id.get((id[0], id[1], call_id), ())) <= 1:
+            error = Cancelled(f"the call to {id} was cancelled by its caller, and rolled back")
+            self.cancel(id, call_id, error)
 
     def resubmit(self, call: Call, respond: Respond) -> None:
         """Hands a call to its object's activation, making one where there is none."""

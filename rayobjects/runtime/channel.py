@@ -68,15 +68,21 @@ Replied = Callable[[Reply | RayObjectsError], None]
 
 
 class _Waiting:
-    """A call without a reply. `credit`: as far as its items are read; None if it is no stream."""
+    """A call without a reply.
 
-    __slots__ = ("call", "credit", "keep", "replied")
+    Attributes:
+        credit: as far as its items are read; None if it is no stream.
+        cancelled: whether the caller has taken it back.
+    """
+
+    __slots__ = ("call", "cancelled", "credit", "keep", "replied")
 
     def __init__(self, call: Call, replied: Replied, keep: bool) -> None:
         self.call = call
         self.replied = replied
         self.keep = keep
         self.credit: int | None = None
+        self.cancelled = False
 
 
 class Channel:
@@ -114,6 +120,7 @@ class Channel:
         self._queue: deque[Call] = deque()
         self._acks: list[int] = []
         self._credits: dict[int, int] = {}
+        self._cancels: dict[int, None] = {}
         self._late: set[int] = set()
         self._polling: asyncio.Task[None] | None = None
         self._incarnation = ""
@@ -165,12 +172,28 @@ class Channel:
             waiting.credit = self._credits[number] = upto
             self._flush_soon()
 
+    def cancel(self, call: Call) -> bool:
+        """Has a call ended if it still can be; its reply says what became of it. Returns whether
+        it was sent over this channel and has no reply."""
+        waiting = self._waiting.get(call.number)
+        if waiting is None or waiting.call is not call:
+            return False
+        waiting.cancelled = True
+        self._cancels[call.number] = None
+        self._flush_soon()
+        return True
+
+    @property
+    def _has_something(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self._queue or self._credits or self._cancels)
+
     def _flush(self) -> None:
         self._flush_due = False
         if not self._connected:
             self._connect()
             return
-        while (self._queue or self._credits) and self._under_way < BATCHES_UNDER_WAY_MAX:
+        while self._has_something and self._under_way < BATCHES_UNDER_WAY_MAX:
             self._under_way += 1
             spawn(self._send_batch(self._next_batch(), self._session))
 
@@ -193,8 +216,22 @@ class Channel:
         resent = bool(calls) and calls[0].number <= self._resent_until
         credits, self._credits = list(self._credits.items()), {}
         batch = Batch(self._router.id, self._session, self._index, calls, acks, resent, credits)
+        if self._cancels:
+            batch.cancels = self._cancelled()
         self._index += 1
         return batch
+
+    def _cancelled(self) -> list[tuple[int, str, str]]:
+        """Those of calls that are not in the queue any more: they come behind their calls."""
+        cancels, self._cancels = self._cancels, {}
+        unsent = {call.number for call in self._queue}
+        self._cancels = {number: None for number in cancels if number in unsent}
+        calls = [
+            waiting.call
+            for number in cancels
+            if number not in unsent and (waiting := self._waiting.get(number)) is not None
+        ]
+        return [(call.number, call.class_name, call.name) for call in calls]
 
     async def _send_batch(self, batch: Batch, session: int) -> None:
         assert self._link is not None
@@ -216,7 +253,7 @@ class Channel:
             self._lost(session, None)
             return
         self._arrived(replies, batch)
-        if self._queue or self._credits:
+        if self._has_something:
             self._flush()
 
     # -- replies --------------------------------------------------------------------------------
@@ -370,11 +407,15 @@ class Channel:
         self._credits = {
             number: waiting.credit for number, waiting in self._waiting.items() if waiting.credit
         }
+        self._cancels = {
+            number: None for number, waiting in self._waiting.items() if waiting.cancelled
+        }
 
     def _fail_waiting(self, error: RayObjectsError) -> None:
         waiting, self._waiting = self._waiting, {}
         self._queue.clear()
         self._credits.clear()
+        self._cancels.clear()
         for each in waiting.values():
             each.replied(error)
 

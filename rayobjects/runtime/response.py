@@ -15,7 +15,7 @@ from rayobjects.errors import (
     RayObjectsError,
     from_wire,
 )
-from rayobjects.messages import END, OK, PICKLE, Reply
+from rayobjects.messages import END, OK, PICKLE, Call, Reply
 from rayobjects.objects.reading import Opened, Reading, StreamReader, Unread, not_awaited
 from rayobjects.storage import values
 
@@ -41,6 +41,7 @@ class Response(Generic[T]):
     """
 
     __slots__ = (
+        "_call",
         "_called",
         "_caller",
         "_encoding",
@@ -61,6 +62,7 @@ class Response(Generic[T]):
         self._encoding = encoding
         self._outcome: Reply | RayObjectsError | Unread | None = None
         self._waiters: list[Any] = []
+        self._call: Call | None = None
         self._caller = caller  # the running call that made it, and the id that it gave it
 
     @contextmanager
@@ -83,6 +85,15 @@ class Response(Generic[T]):
     def done(self) -> bool:
         """Whether the result is there."""
         return self._outcome is not None
+
+    def cancel(self) -> None:
+        """Takes the call back: if it still waits for its turn it is not run, if it runs it is
+        cancelled where it awaits something, and rolled back; then the response fails with
+        `Cancelled`. Where it is too late for that the response brings what it would have. What the
+        method had asked of other objects is not undone. Returns at once.
+        """
+        if self._outcome is None and self._call is not None:
+            self._router.cancel(self._call)
 
     def result(self, timeout_s: float | None = None) -> T:
         """Waits for the result and returns it.

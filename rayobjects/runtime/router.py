@@ -23,7 +23,7 @@ from rayobjects.limits import LIST_HOSTS_AT_ONCE_MAX
 from rayobjects.messages import OPENED, REDIRECT, Call, Push, Reply
 from rayobjects.objects.catalog import ClassInfo
 from rayobjects.objects.context import CallContext
-from rayobjects.objects.reading import Following, Opened, Reading, ask
+from rayobjects.objects.reading import Following, Reading, ask
 from rayobjects.objects.sockets import farewells
 from rayobjects.runtime import placement
 from rayobjects.runtime.asking import answer_of
@@ -36,6 +36,7 @@ from rayobjects.runtime.configuration import (
     read_catalog,
     read_configuration,
 )
+from rayobjects.runtime.follow import Follow
 
 if TYPE_CHECKING:
     from rayobjects.objects.host_core import HostCore
@@ -135,7 +136,7 @@ class Router:
         self.loop.call_soon_threadsafe(self._cancel, call)
 
     def _cancel(self, call: Call) -> None:
-        if any([channel.cancel(call) for channel in self._channels.values()]):
+        if any(channel.cancel(call) for channel in self._channels.values()):
             return
         if self._local_core is not None:
             self._local_core.cancel_for_caller(ObjectId(call.class_name, call.name), call.id)
@@ -188,7 +189,7 @@ class Router:
             self._send_locally(self._local_core, call, replied, context, redirects)
             return
         channel = self._channel(host, info)
-        follow = _Follow(self, channel, call, replied, context, redirects)
+        follow = Follow(self, channel, call, replied, context, redirects)
         follow.number = channel.send(call, follow, keep=context is not None)
 
     async def _resolve(self, class_name: str) -> None:
@@ -456,47 +457,6 @@ async def connect() -> Router:
     process.adopt(router)
     await Around().take()  # a gateway has no filters of its own, but process_setup
     return router
-
-
-class _Follow:
-    """Takes a call's reply: follows redirections and acknowledges a child's reply in time."""
-
-    __slots__ = ("_call", "_channel", "_context", "_redirects", "_replied", "_router", "number")
-
-    def __init__(
-        self,
-        router: Router,
-        channel: Channel,
-        call: Call,
-        replied: Replied,
-        context: CallContext | None,
-        redirects: int,
-    ) -> None:
-        self._redirects = redirects
-        self._router = router
-        self._channel = channel
-        self._call = call
-        self._replied = replied
-        self._context = context
-        self.number = 0
-
-    def __call__(self, outcome: Reply | RayObjectsError) -> None:
-        if isinstance(outcome, Reply):
-            if outcome.status == REDIRECT:
-                call = self._call
-                if not call.id:  # the id stays when the number changes
-                    call.id = f"{self._router.id}:{self.number}"
-                self._router.redirected(call, self._replied, self._context, self._redirects)
-                return
-            if outcome.status >= OPENED:
-                self._replied(outcome)
-                if isinstance(outcome, Opened):  # from now on to whoever reads, but by way of this
-                    self._replied, outcome.take = outcome.take or self._replied, None
-                return
-            if self._context is not None:
-                channel, number = self._channel, self.number
-                self._context.add_child(lambda: channel.acknowledge(number))
-        self._replied(outcome)
 
 
 def _resolve_all(futures: list[asyncio.Future[None]]) -> None:

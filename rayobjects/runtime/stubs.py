@@ -246,6 +246,7 @@ def send(
     else:
         call.context = carried.outgoing(None)
     response: Response[Any] = Response(router, (class_name, name, method), encoding, caller)
+    response._call = call
     if call.timeout_s:
         router.loop.call_soon_threadsafe(response._expire, call.timeout_s)
     router.submit(call, tracing.calling(call, response._replied), context)

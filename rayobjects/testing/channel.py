@@ -102,6 +102,7 @@ class LocalChannel:
         self._queue: deque[Call] = deque()
         self._acks: list[int] = []
         self._credits: dict[int, int] = {}
+        self._cancels: list[Call] = []
         self._late: set[int] = set()
         self._polling: asyncio.Task[None] | None = None
         self._polled: list[asyncio.Future[None]] = []
@@ -137,6 +138,12 @@ class LocalChannel:
         """The reply of a call that was sent with `keep` is needed no more."""
         self._acks.append(number)
 
+    def cancel(self, call: Call) -> None:
+        """Has a call ended if it still can be."""
+        if call.number in self._waiting:
+            self._cancels.append(call)
+            self._flush_soon()
+
     def credit(self, number: int, upto: int) -> None:
         """The items of a call that is a stream have been read up to this one; -1: the reader has
         gone. Goes with the next batch, or alone."""
@@ -160,7 +167,9 @@ class LocalChannel:
         if not self._connected:
             self._connect()
             return
-        while (self._queue or self._credits) and self._under_way < BATCHES_UNDER_WAY_MAX:
+        while (
+            self._queue or self._credits or self._cancels
+        ) and self._under_way < BATCHES_UNDER_WAY_MAX:
             self._under_way += 1
             self._host.spawn(self._send_batch(self._next_batch(), self._session))
 
@@ -176,6 +185,8 @@ class LocalChannel:
         resent = bool(calls) and calls[0].number <= self._resent_until
         credits, self._credits = list(self._credits.items()), {}
         batch = Batch(self.id, self._session, self._index, calls, acks, resent, credits)
+        cancels, self._cancels = self._cancels, []
+        batch.cancels = [(call.number, call.class_name, call.name) for call in cancels]
         self._index += 1
         return batch
 
@@ -198,7 +209,7 @@ class LocalChannel:
         elif session == self._session:
             self._under_way -= 1
             self._arrived(replies, batch)
-            if self._queue or self._credits:
+            if self._queue or self._credits or self._cancels:
                 self._flush()
 
     # -- replies --------------------------------------------------------------------------------

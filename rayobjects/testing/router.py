@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rayobjects.errors import RayObjectsError, Unavailable
+from rayobjects.ids import ObjectId
 from rayobjects.limits import PAGE_KEYS_MAX
 from rayobjects.messages import OPENED, Call, Reply
 from rayobjects.objects.context import CallContext
@@ -52,6 +53,14 @@ class LocalRouter:
             self._submit(call, replied, context)
         else:
             self.loop.call_soon_threadsafe(self._submit, call, replied, context)
+
+    def cancel(self, call: Call) -> None:
+        """Has a call ended if it still can be."""
+        client, core = self._host.client, self._host.core
+        if call.number:
+            client.cancel(call)
+        elif core is not None:
+            core.cancel_for_caller(ObjectId(call.class_name, call.name), call.id)
 
     def _submit(self, call: Call, replied: Replied, context: CallContext | None) -> None:
         if context is None:

@@ -34,6 +34,8 @@ class CallRouter(Protocol):
         context: CallContext | None,
     ) -> None: ...
 
+    def cancel(self, call: Call) -> None: ...
+
     def wake(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None: ...
 
 
@@ -54,6 +56,13 @@ class LocalResponse:
         self._encoding = encoding
         self._outcome: Reply | RayObjectsError | Unread | None = None
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._call: Call | None = None
+
+    def cancel(self) -> None:
+        """Takes the call back, if it is not too late: it is rolled back, and the response fails
+        with `Cancelled`."""
+        if self._outcome is None and self._call is not None:
+            self._router.cancel(self._call)
 
     def done(self) -> bool:
         """Whether the result is there."""
@@ -276,5 +285,6 @@ def send(
     else:
         call.context = carried.outgoing(None)
     response = LocalResponse(router, f"{stub.id}.{method}", encoding, caller)
+    response._call = call
     router.submit(call, tracing.calling(call, response._replied), context)
     return response

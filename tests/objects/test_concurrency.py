@@ -349,6 +349,48 @@ def test_a_deadline_travels_with_the_chain() -> None:
     run(main)
 
 
+def test_a_caller_takes_calls_back_that_wait_and_calls_that_run() -> None:
+    async def main() -> None:
+        async with LocalHost([Counter]) as host:
+            counter = host.get(Counter, "a")
+            never = counter.never.remote()
+            waiting = counter.add.remote()
+            later = counter.add.remote(10)
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(ro.Cancelled):
+                await waiting
+            never.cancel()
+            with pytest.raises(ro.Cancelled, match="rolled back"):
+                await never
+            assert await later == 10, "neither of the two has left anything"
+            later.cancel()
+            assert await later == 10, "too late is too late"
+
+    run(main)
+
+
+def test_a_call_that_an_object_takes_back() -> None:
+    async def main() -> None:
+        async with LocalHost([Counter, Impatient]) as host:
+            assert await host.get(Impatient, "i").ask.remote("a") == "took it back"
+            assert await host.get(Counter, "a").read.remote() == 0
+
+    run(main)
+
+
+class Impatient(ro.DurableObject):
+    async def ask(self, other: str) -> str:
+        response = ro.namespace("Counter").get(other).never.remote()
+        await asyncio.sleep(0.05)
+        response.cancel()
+        try:
+            await response
+        except ro.Cancelled:
+            return "took it back"
+        return "got an answer"
+
+
 def test_three_objects_in_a_circle_and_one_of_them_gives_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

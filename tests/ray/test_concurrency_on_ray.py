@@ -100,6 +100,21 @@ def test_deadlines(hosting: str) -> None:
     assert other.add.remote().result(60) == 2, "what the call had asked of it has ended too"
 
 
+def test_a_call_is_taken_back(hosting: str) -> None:
+    busy = ro.deploy(Busy)
+    one = busy.get("taken")
+    one.add.remote().result(60)
+    never, waiting = one.never.remote(), one.add.remote(10)
+    assert one.read.remote().result(60) == 1
+    waiting.cancel()
+    with pytest.raises(ro.Cancelled):
+        waiting.result(60)
+    never.cancel()
+    with pytest.raises(ro.Cancelled, match="rolled back"):
+        never.result(60)
+    assert one.add.remote().result(60) == 2
+
+
 def test_a_circle_over_several_hosts(hosting: str) -> None:
     busy = ro.deploy(Busy)
     gate = busy.get("meeting")

@@ -1,0 +1,55 @@
+"""What a router does with the reply to a call before the caller has it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rayobjects.errors import RayObjectsError
+from rayobjects.messages import OPENED, REDIRECT, Call, Reply
+from rayobjects.objects.context import CallContext
+from rayobjects.objects.reading import Opened
+from rayobjects.runtime.channel import Channel, Replied
+
+if TYPE_CHECKING:
+    from rayobjects.runtime.router import Router
+
+
+class Follow:
+    """Takes a call's reply: follows redirections and acknowledges a child's reply in time."""
+
+    __slots__ = ("_call", "_channel", "_context", "_redirects", "_replied", "_router", "number")
+
+    def __init__(
+        self,
+        router: Router,
+        channel: Channel,
+        call: Call,
+        replied: Replied,
+        context: CallContext | None,
+        redirects: int,
+    ) -> None:
+        self._redirects = redirects
+        self._router = router
+        self._channel = channel
+        self._call = call
+        self._replied = replied
+        self._context = context
+        self.number = 0
+
+    def __call__(self, outcome: Reply | RayObjectsError) -> None:
+        if isinstance(outcome, Reply):
+            if outcome.status == REDIRECT:
+                call = self._call
+                if not call.id:  # the id stays when the number changes
+                    call.id = f"{self._router.id}:{self.number}"
+                self._router.redirected(call, self._replied, self._context, self._redirects)
+                return
+            if outcome.status >= OPENED:
+                self._replied(outcome)
+                if isinstance(outcome, Opened):  # from now on to whoever reads, but by way of this
+                    self._replied, outcome.take = outcome.take or self._replied, None
+                return
+            if self._context is not None:
+                channel, number = self._channel, self.number
+                self._context.add_child(lambda: channel.acknowledge(number))
+        self._replied(outcome)

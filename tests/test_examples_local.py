@@ -74,6 +74,17 @@ def test_the_same_key_is_one_message() -> None:
     on_a_host(test)
 
 
+def test_searching_holds_nobody_up_and_finds_what_was_said() -> None:
+    async def test(host: LocalHost) -> None:
+        room = host.get("Room", "found")
+        await room.say.remote("ann", "Hello there")
+        await room.say.remote("bob", "good bye")
+        found = await host.post(room, "search", {"text": "hello"})
+        assert [message["text"] for message in found] == ["Hello there"]
+
+    on_a_host(test)
+
+
 def test_the_rate_limit_is_the_users() -> None:
     """In all rooms together, and others go on."""
 

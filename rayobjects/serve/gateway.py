@@ -177,6 +177,7 @@ class Gateway:
         takes = ITEMS if events.wants_events(request.accept) else WHOLE
         call = Call(0, target.class_name, target.name or "", method, JSON, body, call_id)
         call.takes = takes
+        call.timeout_s = request.wait_s
         answer = await events.answer_of(self._router.ask(call))
         if isinstance(answer, Reading):
             if takes == ITEMS:

@@ -23,6 +23,9 @@ A method is called with a JSON object of its keyword arguments.
 
 A call with an `Idempotency-Key` is applied exactly once, however often it is sent: repeat it with
 the same key when its outcome is not known (503, 504, a lost connection).
+
+`Prefer: wait=5` ends a call that takes longer than so many seconds: it is rolled back, and the
+answer is 504.
 """
 
 

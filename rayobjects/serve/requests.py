@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -29,11 +30,15 @@ HOP_BY_HOP = frozenset(
 """Headers that belong to one connection and not to the request (RFC 9110, section 7.6.1)."""
 
 
+_WAIT = re.compile(rb"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9}(?:\.\d{1,9})?)")
+
+
 class Request:
     """The few headers that the gateway looks at, picked in one pass over them.
 
     Attributes:
         idempotency_key: None if there is none.
+        wait_s: how long the client waits (Prefer: wait=5, RFC 7240); 0 if it does not say.
         fetch_site, fetch_mode: what a browser says of the page that asks (Sec-Fetch-*).
     """
 
@@ -46,6 +51,7 @@ class Request:
         "host",
         "idempotency_key",
         "origin",
+        "wait_s",
     )
 
     accept: bytes
@@ -56,6 +62,7 @@ class Request:
     host: str
     idempotency_key: bytes | None
     origin: str
+    wait_s: float
 
     @classmethod
     def of(cls, scope: MutableMapping[str, Any]) -> Request:
@@ -64,6 +71,7 @@ class Request:
         request.accept = request.content_length = request.content_type = b""
         request.fetch_mode = request.fetch_site = b""
         request.idempotency_key = None
+        request.wait_s = 0.0
         request.host = request.origin = ""
         for key, value in scope["headers"]:
             if key == b"accept":
@@ -76,6 +84,9 @@ class Request:
                 request.host = value.decode("latin-1")
             elif key == b"idempotency-key":
                 request.idempotency_key = value
+            elif key == b"prefer":
+                found = _WAIT.search(value)
+                request.wait_s = float(found.group(1)) if found is not None else request.wait_s
             elif key == b"origin":
                 request.origin = value.decode("latin-1")
             elif key == b"sec-fetch-site":

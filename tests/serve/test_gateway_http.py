@@ -116,6 +116,24 @@ def test_idempotency_key_is_the_call_id() -> None:
     assert router.calls[0].id == "key:order 7"
 
 
+@pytest.mark.parametrize(
+    ("prefer", "timeout_s"),
+    [
+        ("wait=5", 5.0),
+        ("respond-async, wait=0.5", 0.5),
+        ('handling=lenient; wait="2"', 2.0),
+        ("wait=soon", 0.0),
+        ("await=5", 0.0),
+    ],
+)
+def test_what_the_client_prefers_to_wait_is_the_calls_timeout(
+    prefer: str, timeout_s: float
+) -> None:
+    router = DoubleRouter()
+    post(router, "/objects/Counter/home/increment", headers={"Prefer": prefer})
+    assert router.calls[0].timeout_s == timeout_s
+
+
 @pytest.mark.parametrize("key", [b"", b"x" * 256, b"tab\there", "naïve".encode()])
 def test_bad_idempotency_keys(key: bytes) -> None:
     router = DoubleRouter()

@@ -20,15 +20,22 @@ class Lane:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the caller is on the lane's own thread."""
+        return self._thread is threading.current_thread()
 
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs the coroutine on the lane. One that is cancelled may still do something before it
         ends, and until then the object is being written: so this ends no sooner either."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            threading.Thread(
+            self._thread = threading.Thread(
                 target=self._loop.run_forever, name="rayobjects-lane", daemon=True
-            ).start()
+            )
+            self._thread.start()
         lane = self._loop
         running: list[asyncio.Task[T]] = []
         ended: concurrent.futures.Future[None] = concurrent.futures.Future()

@@ -112,7 +112,7 @@ class Response(Generic[T]):
 
     def _wait_blocking(self, timeout_s: float | None) -> None:
         if self._outcome is None:
-            if self._router.runs_here():
+            if self._router.must_not_wait():
                 raise InvalidCall(
                     f"{self._target}: .result() would wait for ever here, because it holds up the "
                     "event loop that brings the answer: `await` the response instead"

@@ -95,6 +95,14 @@ class Router:
         """Whether the caller is on the router's own loop."""
         return threading.get_ident() == self._thread
 
+    def must_not_wait(self) -> bool:
+        """Whether the caller is on a loop that must not wait for an answer: the router's own, or
+        that of this host's large objects, for the answer may be theirs to give."""
+        if self.runs_here():
+            return True
+        core = self._local_core
+        return core is not None and not core.on_lane and core.lane.runs_here
+
     def serve_locally(self, host: str, core: HostCore | None) -> None:
         """Calls to this host skip Ray: it is in this process."""
         self._local_host, self._local_core = host, core

@@ -58,7 +58,7 @@ class Namespace(Generic[T]):
                 of a method (use `list_async` there).
         """
         router = process.router()
-        if router.runs_here():
+        if router.must_not_wait():
             raise InvalidCall("use `await namespace.list_async(…)` in a method")
         listing = router.list_objects(self.class_name, prefix, after, _checked_limit(limit))
         return asyncio.run_coroutine_threadsafe(listing, router.loop).result()
@@ -81,7 +81,7 @@ class Namespace(Generic[T]):
                 event loop of a method (use `exists_async` there).
         """
         router = process.router()
-        if router.runs_here():
+        if router.must_not_wait():
             raise InvalidCall("use `await namespace.exists_async(…)` in a method")
         asking = router.object_exists(self.class_name, check_object_name(name))
         return asyncio.run_coroutine_threadsafe(asking, router.loop).result()

@@ -13,6 +13,7 @@ import pytest
 
 import rayobjects as ro
 from rayobjects.objects import deadlocks
+from rayobjects.objects.lane import Lane
 from rayobjects.storage.records import INTENT
 from rayobjects.testing import LocalHost
 
@@ -432,6 +433,37 @@ def test_a_long_wait_without_a_circle_is_no_deadlock(monkeypatch: pytest.MonkeyP
             EVENTS["go"].set()
             assert await held == 1_000
             assert await waits == 1_001
+
+    run(main)
+
+
+def test_the_lane_knows_its_thread_and_waits_for_what_it_cancels() -> None:
+    """A method there must not wait for an answer, and a cancelled one is not left behind."""
+
+    async def main() -> None:
+        lane = Lane()
+        assert not lane.runs_here
+
+        async def here() -> bool:
+            return lane.runs_here
+
+        assert await lane.run(here())
+        ended: list[str] = []
+
+        async def slow() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0.05)
+                ended.append("cleaned up")
+
+        task = asyncio.ensure_future(lane.run(slow()))
+        await lane.run(here())
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended == ["cleaned up"], "its object's turn lasts until then"
+        lane.close()
 
     run(main)
 

@@ -118,6 +118,7 @@ class Router:
         args: bytes,
         *,
         id: str = "",
+        context: dict[str, str] | None = None,
     ) -> asyncio.Future[Reply]:
         """Sends a call from the router's own loop; the future brings its reply, OK or ERROR.
 
@@ -136,7 +137,8 @@ class Router:
                 future.set_exception(outcome)
                 future.exception()  # its owner may have gone
 
-        self._send(Call(0, class_name, name, method, encoding, args, id), replied, None)
+        call = Call(0, class_name, name, method, encoding, args, id, context=context)
+        self._send(call, replied, None)
         return future
 
     def cancel(self, call: Call) -> None:

@@ -30,6 +30,7 @@ import msgspec
 from rayobjects.errors import InvalidCall, RayObjectsError, info_from_wire
 from rayobjects.limits import IDEMPOTENCY_KEY_BYTES_MAX, PAGE_KEYS_MAX
 from rayobjects.messages import ITEMS, JSON, OK, WHOLE, Call, Reply
+from rayobjects.objects import tracing
 from rayobjects.objects.reading import Reading
 from rayobjects.serve import events
 from rayobjects.serve.docs import Docs
@@ -113,7 +114,7 @@ class Gateway:
             if not raw_path.startswith(PREFIX):
                 await self._other(raw_path, scope, receive, send)
                 return
-            answer = await self._object(raw_path, request, scope, receive)
+            answer = await self._traced(raw_path, request, scope, receive)
         except RayObjectsError as error:
             answer = problem_of_error(error)
         if isinstance(answer, Reading):
@@ -123,15 +124,36 @@ class Gateway:
 
     # ---- objects -------------------------------------------------------------------------------
 
-    async def _object(
+    async def _traced(
         self, raw_path: bytes, request: Request, scope: Scope, receive: Receive
     ) -> Answer | Reading | None:
         """The answer; a stream that is to be sent as events; None for a client that has gone."""
-        target = parse_target(raw_path)
+        target, context = parse_target(raw_path), request.context()
+        if tracing.tracer() is None:
+            return await self._object(target, request, scope, receive, context)
+        carrying = context or {}
+        with tracing.request(scope["method"], target.route, carrying) as answered:
+            answer: Answer | Reading | None
+            try:
+                answer = await self._object(target, request, scope, receive, carrying)
+            except RayObjectsError as error:
+                answer = problem_of_error(error)
+            if isinstance(answer, tuple):
+                answered(answer[0])
+            return answer
+
+    async def _object(
+        self,
+        target: Target,
+        request: Request,
+        scope: Scope,
+        receive: Receive,
+        context: dict[str, str] | None,
+    ) -> Answer | Reading | None:
         self._visitors.check_origin(request)
         verb = scope["method"]
         if target.path is not None:
-            return await forward(self._router, target, request, scope, receive)
+            return await forward(self._router, target, request, scope, receive, context)
         if target.method is not None:
             if verb != "POST":
                 return _method_not_allowed(
@@ -139,7 +161,7 @@ class Gateway:
                     f"{verb}: its arguments are a JSON object in the body",
                     b"POST",
                 )
-            return await self._call(target, request, receive)
+            return await self._call(target, request, receive, context)
         if verb not in ("GET", "HEAD"):
             where = f"/objects/{target.class_name}/NAME/METHOD"
             return _method_not_allowed(
@@ -157,7 +179,11 @@ class Gateway:
         return status, [*headers, (b"upgrade", b"websocket")], body
 
     async def _call(
-        self, target: Target, request: Request, receive: Receive
+        self,
+        target: Target,
+        request: Request,
+        receive: Receive,
+        context: dict[str, str] | None,
     ) -> Answer | Reading | None:
         method = target.method or ""
         if not method or method[0] == "_":
@@ -176,7 +202,7 @@ class Gateway:
             )
         takes = ITEMS if events.wants_events(request.accept) else WHOLE
         call = Call(0, target.class_name, target.name or "", method, JSON, body, call_id)
-        call.takes = takes
+        call.takes, call.context = takes, context
         call.timeout_s = request.wait_s
         answer = await events.answer_of(self._router.ask(call))
         if isinstance(answer, Reading):

@@ -67,7 +67,15 @@ class Router(Protocol):
     took it for dead, or one that has not opened them yet."""
 
     def call(
-        self, class_name: str, name: str, method: str, encoding: int, args: bytes, *, id: str = ""
+        self,
+        class_name: str,
+        name: str,
+        method: str,
+        encoding: int,
+        args: bytes,
+        *,
+        id: str = "",
+        context: dict[str, str] | None = None,
     ) -> asyncio.Future[Reply]:
         """Sends a call. Calls on one object run in the order in which they were sent. The future
         raises RayObjectsError only; what the object answered, errors too, is the reply."""

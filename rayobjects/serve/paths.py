@@ -30,6 +30,14 @@ class Target(NamedTuple):
     method: str | None = None
     path: str | None = None
 
+    @property
+    def route(self) -> str:
+        """The kind of its URL, as traces and metrics name it."""
+        if self.name is None:
+            return "/objects/{class}"
+        tail = "" if self.method is None else "/{method}"
+        return "/objects/{class}/{name}" + ("/fetch/{path}" if self.path is not None else tail)
+
 
 def parse_target(raw_path: bytes) -> Target:
     """Splits the raw path of a URL that begins with `/objects/`.

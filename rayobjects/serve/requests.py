@@ -10,6 +10,7 @@ from typing import Any
 from rayobjects.errors import InvalidCall, RayObjectsError, info_from_wire
 from rayobjects.limits import CALL_BYTES_MAX
 from rayobjects.messages import OK, REQUEST, HttpRequest, decode_response, encode
+from rayobjects.objects import carried
 from rayobjects.serve.links import Router
 from rayobjects.serve.paths import Target
 from rayobjects.serve.problems import Headers, problem_of_info
@@ -40,10 +41,12 @@ class Request:
         idempotency_key: None if there is none.
         wait_s: how long the client waits (Prefer: wait=5, RFC 7240); 0 if it does not say.
         fetch_site, fetch_mode: what a browser says of the page that asks (Sec-Fetch-*).
+        carrying: the headers that its calls carry along (`objects.carried`); None if there is none.
     """
 
     __slots__ = (
         "accept",
+        "carrying",
         "content_length",
         "content_type",
         "fetch_mode",
@@ -55,6 +58,7 @@ class Request:
     )
 
     accept: bytes
+    carrying: dict[bytes, bytes] | None
     content_length: bytes
     content_type: bytes
     fetch_mode: bytes
@@ -70,7 +74,7 @@ class Request:
         request = cls()
         request.accept = request.content_length = request.content_type = b""
         request.fetch_mode = request.fetch_site = b""
-        request.idempotency_key = None
+        request.idempotency_key = request.carrying = None
         request.wait_s = 0.0
         request.host = request.origin = ""
         for key, value in scope["headers"]:
@@ -93,7 +97,17 @@ class Request:
                 request.fetch_site = value
             elif key == b"sec-fetch-mode":
                 request.fetch_mode = value
+            elif key in carried.HEADERS:
+                request.carrying = {**(request.carrying or {}), key: value}
         return request
+
+    def context(self) -> dict[str, str] | None:
+        """What its calls carry along.
+
+        Raises:
+            InvalidCall: 431 if it is too large.
+        """
+        return carried.from_headers(self.carrying) if self.carrying is not None else None
 
 
 async def read_body(
@@ -142,6 +156,7 @@ async def forward(
     request: Request,
     scope: MutableMapping[str, Any],
     receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+    context: dict[str, str] | None,
 ) -> tuple[int, Headers, bytes]:
     """Hands the raw request to the object's `on_request` and returns what it answers.
 
@@ -156,7 +171,14 @@ async def forward(
         headers=text_headers(scope),
         body=body,
     )
-    future = router.call(target.class_name, target.name or "", "on_request", REQUEST, encode(raw))
+    future = router.call(
+        target.class_name,
+        target.name or "",
+        "on_request",
+        REQUEST,
+        encode(raw),
+        context=context,
+    )
     reply = await asyncio.shield(future)
     if reply.status != OK:
         return problem_of_info(info_from_wire(reply.body))

@@ -59,6 +59,7 @@ from rayobjects.messages import (
     decode_socket_opened,
     encode,
 )
+from rayobjects.objects import carried
 from rayobjects.objects.delivery import Delivery, Position
 from rayobjects.serve.farewells import Farewells
 from rayobjects.serve.links import Router
@@ -93,6 +94,7 @@ class Socket:
         "_active_at",
         "_class_name",
         "_close",
+        "_context",
         "_delivery",
         "_ended",
         "_farewells",
@@ -140,6 +142,7 @@ class Socket:
         self._finished = False
         self._close: tuple[int, str] | None = None
         self._unanswered = 0
+        self._context: dict[str, str] | None = None
         self._wake_writer: asyncio.Future[None] | None = None
         self._wake_reader: asyncio.Future[None] | None = None
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -175,6 +178,11 @@ class Socket:
     async def serve(self, scope: MutableMapping[str, Any]) -> tuple[int, Headers, bytes] | None:
         """Serves the connection to its end; returns the HTTP answer where it is refused."""
         await self._receive()  # websocket.connect
+        headers = {name: value for name, value in scope["headers"] if name in carried.HEADERS}
+        try:
+            self._context = carried.from_headers(headers) if headers else None
+        except RayObjectsError as error:
+            return problem_of_error(error)
         self._router.socket_opened(self._class_name, self._name, self.id)
         subprotocols: list[str] = list(scope.get("subprotocols") or ())
         opened = self._call(
@@ -359,7 +367,9 @@ class Socket:
 
     def _call(self, method: str, **fields: Any) -> asyncio.Future[Reply]:
         event = SocketEvent(self.id, self._router.id, **fields)
-        return self._router.call(self._class_name, self._name, method, SOCKET, encode(event))
+        return self._router.call(
+            self._class_name, self._name, method, SOCKET, encode(event), context=self._context
+        )
 
 
 def event_of(kind: int, data: bytes) -> Event:

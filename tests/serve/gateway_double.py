@@ -71,9 +71,18 @@ class DoubleRouter:
         self.listings: list[tuple[str, str, str, int]] = []
 
     def call(
-        self, class_name: str, name: str, method: str, encoding: int, args: bytes, *, id: str = ""
+        self,
+        class_name: str,
+        name: str,
+        method: str,
+        encoding: int,
+        args: bytes,
+        *,
+        id: str = "",
+        context: dict[str, str] | None = None,
     ) -> asyncio.Future[Reply]:
-        call = Call(len(self.calls), class_name, name, method, encoding, args, id)
+        number = len(self.calls)
+        call = Call(number, class_name, name, method, encoding, args, id, context=context)
         return self.answer(call)
 
     def ask(self, call: Call) -> asyncio.Future[Any]:

@@ -191,7 +191,7 @@ class BaseHost:
             "incarnation": self.incarnation,
             "live": len(core.activations) if core is not None else 0,
             "sockets": sum(map(len, core.gateways.sockets.values())) if core is not None else 0,
-            "error": str(self._open_error or "") if core is None else str(core.failed or ""),
+            "error": str((self._open_error if core is None else core.failed) or self._around.error),
             "around": self._around.error,
         }
 

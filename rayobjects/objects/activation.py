@@ -296,7 +296,7 @@ class Activation:
         running, self.concurrent = self.concurrent or {}, None
         for each in running:
             if not each.cut():
-                error = to_wire(cut_off(self, each.call), with_cause=False)
+                error = to_wire(cut_off(self, each.call, each.blocks > 0), with_cause=False)
                 each.respond(ERROR, error, 0)
             elif not self.host.released:
                 if self._queue is None:

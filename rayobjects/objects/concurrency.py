@@ -43,6 +43,7 @@ class Concurrent:
     Attributes:
         activation: of its object.
         blocks: how many of its blocks have written.
+        stream: whether it hands out items: then it cannot begin again.
         waits: whether it waits for the turn.
         holds: whether it has the turn.
     """
@@ -57,6 +58,7 @@ class Concurrent:
         "cut_off",
         "holds",
         "respond",
+        "stream",
         "task",
         "waits",
     )
@@ -72,6 +74,7 @@ class Concurrent:
         self.respond = respond
         self.task: asyncio.Task[None] | None = None
         self.blocks = 0
+        self.stream = False
         self.waits = False
         self.holds = False
         self.cut_off = False
@@ -79,6 +82,7 @@ class Concurrent:
 
     def start(self, invocation: Invocation) -> None:
         """Begins to run."""
+        self.stream = bool(invocation.stream)
         arguments = (self._face, *invocation.arguments[1:])
         self.task = asyncio.ensure_future(self._run(invocation._replace(arguments=arguments)))
 
@@ -99,7 +103,7 @@ class Concurrent:
         self.cut_off = True
         if self.task is not None:
             self.task.cancel()
-        return self.blocks == 0
+        return self.blocks == 0 and not self.stream
 
     # -- the turn -----------------------------------------------------------------------------
 
@@ -237,8 +241,15 @@ async def _later(give: Callable[[BaseException | None], None], error: BaseExcept
     give(error)
 
 
-def cut_off(activation: Activation, call: Call) -> RayObjectsError:
-    """The error for a call that had committed something and did not come to its end."""
+def cut_off(activation: Activation, call: Call, committed: bool = True) -> RayObjectsError:
+    """The error for a call that had committed something, or handed out items, and did not come to
+    its end."""
+    if not committed:
+        return Unavailable(
+            f"{activation.shown}.{call.method} was cut off, because its object has moved: call it "
+            "again",
+            details={"cut_off": True},
+        )
     return Unavailable(
         f"{activation.shown}.{call.method} was cut off after it had committed a part of what it "
         "does: look at the object's state before you call it again, with another id",

@@ -145,6 +145,7 @@ def _intent(context: CallContext) -> Intent:
         call.held,
         call.arguments_hash,
         call.context,
+        call.takes,
     )
 
 
@@ -192,6 +193,7 @@ class Intents:
             held=found.held,
             arguments_hash=found.arguments_hash,
             context=found.context,
+            takes=found.takes,
         )
 
         def respond(status: int, body: bytes, sequence: int) -> None:

@@ -17,6 +17,7 @@ import msgspec
 
 from rayobjects.errors import InvalidCall
 from rayobjects.limits import SCHEDULES_MAX
+from rayobjects.messages import NOTHING
 from rayobjects.storage.records import SCHEDULE, TELL, Promise
 
 EACH = "each"
@@ -81,6 +82,7 @@ class Intent(msgspec.Struct, array_like=True):
     held: bool
     arguments_hash: int
     context: dict[str, str] | None = None
+    takes: int = NOTHING
 
 
 encode = msgspec.msgpack.Encoder().encode

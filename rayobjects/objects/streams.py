@@ -54,7 +54,7 @@ from rayobjects.limits import (
 )
 from rayobjects.messages import END, ERROR, ITEM, ITEMS, JSON, NOTHING, OK, OPENED, WHOLE, Call
 from rayobjects.objects.commit import Respond
-from rayobjects.objects.context import CallContext, current_call
+from rayobjects.objects.context import current_call
 from rayobjects.objects.invocation import Invocation, called, encode_result
 from rayobjects.objects.marks import THREAD
 from rayobjects.storage import values
@@ -115,7 +115,6 @@ class Stream:
         # Where the method runs:
         self._function = invocation.function
         self._blocking = invocation.stream == THREAD
-        self._context: CallContext | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._count = 0
         self._acknowledged = 0
@@ -139,7 +138,7 @@ class Stream:
             InvalidCall: an item cannot be encoded, or is too large.
             Unavailable: this is a rerun after a crash, and the reader was told so.
         """
-        context = self._context = current_call.get()
+        context = current_call.get()
         assert context is not None
         if context.begun is not None and self.call.takes == ITEMS:
             context.begun.made.update(context.begun.steps)  # it makes none of them again
@@ -176,9 +175,10 @@ class Stream:
 
     async def _give(self, item: Any) -> None:
         """Takes an item of the method; returns when that may go on."""
-        assert self._context is not None
-        if self._context.ending is not None:  # it has caught its cancellation
-            raise asyncio.CancelledError
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            await asyncio.sleep(0)  # where it is yet to come
+            raise asyncio.CancelledError  # the method has caught it
         self._count += 1
         if self.call.takes == ITEMS:
             body = self._encoded(item)
@@ -270,7 +270,7 @@ class Stream:
 
     def _shown(self, count: int, error: RayObjectsError | None) -> None:
         self._gating = False
-        if error is not None or self.activation.gone:
+        if error is not None:
             self._held.clear()
         else:
             for _ in range(count):

@@ -198,12 +198,20 @@ def check(filters: Iterable[object]) -> tuple[Filter, ...]:
     for each in found:
         call = getattr(each, "__call__", None)  # noqa: B004  (what it is matters, not whether)
         is_async = any(map(inspect.iscoroutinefunction, (each, call)))
-        if isinstance(each, type) or not is_async:
+        if isinstance(each, type) or not is_async or not _takes_two(each):
             raise InvalidCall(
                 f"{each!r} is no filter: write async def name(call, proceed), which returns what "
                 "`await proceed()` does"
             )
     return tuple(found)
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def refusing(error: InvalidCall) -> Filter:

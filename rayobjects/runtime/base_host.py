@@ -256,7 +256,8 @@ class BaseHost:
         make: Callable[..., HostCore] = HostCore
         if self._probation is not None:
             make = partial(CoreOnProbation, self._probation)
-        ledger, _ = await asyncio.gather(self.open_ledger(), self._around.take())
+        await self._around.take()
+        ledger = await self.open_ledger()
         core = make(
             ledger=ledger,
             classes=self.classes,

@@ -251,6 +251,23 @@ def test_streams() -> None:
     run([double], test)
 
 
+def test_concurrent_methods() -> None:
+    """A filter gets what the method gets: to write, it takes the turn."""
+
+    async def count(call: ro.MethodCall, proceed: Any) -> Any:
+        if call.method == "look":
+            async with call.instance.turn():
+                call.instance.total += 10
+        return await proceed()
+
+    async def test(host: LocalHost, a: LocalStub) -> None:
+        assert await a.look.remote() == 10
+        await host.crash()
+        assert await a.look.remote() == 20
+
+    run([count], test)
+
+
 class Quiet(ro.DurableObject):
     def on_message(self, ws: ro.WebSocket, data: str) -> None: ...
 
@@ -368,9 +385,12 @@ class Stamp:
         return await proceed()
 
 
+async def _one(call: ro.MethodCall) -> None: ...
+
+
 def test_what_a_filter_is() -> None:
     assert len(module.check([_twice, Stamp()])) == 2
-    for wrong in (print, lambda call, proceed: proceed(), 1, Stamp):
+    for wrong in (print, lambda call, proceed: proceed(), 1, Stamp, _one):
         with pytest.raises(ro.InvalidCall, match="is no filter"):
             module.check([wrong])
 

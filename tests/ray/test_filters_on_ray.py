@@ -17,6 +17,8 @@ from served import wait_until
 
 import rayobjects as ro
 from rayobjects.runtime import admin
+from rayobjects.runtime.around import hand_in
+from rayobjects.runtime.configuration import write_around
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -92,6 +94,13 @@ def test_others_take_their_place(kind: str) -> None:
         call(kind, "changed", "add", 1)
     ro.init(filters=[])
     assert call(kind, "changed", "add", 1) == 13
+
+
+def test_hosts_find_out_by_themselves(kind: str) -> None:
+    """Whoever puts others in force may die before it can tell."""
+    assert call(kind, "untold", "add", 1) == 10
+    write_around(*hand_in([], None))
+    wait_until(lambda: bool(call(kind, "untold", "add", 1) % 10), "the filter is gone")
 
 
 def test_other_processes_and_their_names(kind: str, ray_cluster: RayCluster) -> None:

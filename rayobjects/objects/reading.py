@@ -280,7 +280,7 @@ class StreamReader(Generic[T]):
 
     def __next__(self) -> T:
         response = self._response
-        if response._router.runs_here():
+        if response._router.must_not_wait():
             raise InvalidCall(
                 f"{response._target}: a plain `for` would wait for ever here, because it holds up "
                 "the event loop that brings the items: use `async for`"

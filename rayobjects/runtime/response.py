@@ -92,7 +92,8 @@ class Response(Generic[T]):
         `Cancelled`. Where it is too late for that the response brings what it would have. What the
         method had asked of other objects is not undone. Returns at once.
         """
-        if self._outcome is None and self._call is not None:
+        under_way = self._outcome is None or isinstance(self._outcome, Unread)
+        if under_way and self._call is not None:
             self._router.cancel(self._call)
 
     def result(self, timeout_s: float | None = None) -> T:

@@ -61,7 +61,8 @@ class LocalResponse:
     def cancel(self) -> None:
         """Takes the call back, if it is not too late: it is rolled back, and the response fails
         with `Cancelled`."""
-        if self._outcome is None and self._call is not None:
+        under_way = self._outcome is None or isinstance(self._outcome, Unread)
+        if under_way and self._call is not None:
             self._router.cancel(self._call)
 
     def done(self) -> bool:

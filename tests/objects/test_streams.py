@@ -24,7 +24,7 @@ from rayobjects.limits import (
 )
 from rayobjects.messages import END, ERROR, ITEM, ITEMS, OPENED, PICKLE, Call, Reply
 from rayobjects.objects import streams
-from rayobjects.objects.reading import Opened, StreamReader
+from rayobjects.objects.reading import Opened
 from rayobjects.storage import values
 from rayobjects.storage.records import INTENT
 from rayobjects.testing import LocalHost
@@ -287,9 +287,6 @@ def test_what_is_no_stream_is_awaited_and_what_is_one_is_not() -> None:
         assert await items_of(response) == [0, 1, 2]
         with pytest.raises(ro.InvalidCall, match="read once"):
             await items_of(response)
-        reader: StreamReader[int] = StreamReader(feed.plainly.remote(1))
-        with pytest.raises(ro.InvalidCall, match="async for"):
-            next(reader)
 
     run(main)
 
@@ -618,6 +615,20 @@ def test_a_stream_has_the_time_that_its_caller_has() -> None:
         assert found == [0, 1, 2]
         assert await feed.value.remote() == 0
         assert await items_of(feed.numbers.remote(3)) == [0, 1, 2]
+
+    run(main)
+
+
+def test_a_stream_can_be_taken_back_like_any_call() -> None:
+    async def main(host: LocalHost) -> None:
+        feed = host.get(Feed, "a")
+        response = feed.waiting.remote(1, "never")
+        items = aiter(response)
+        assert await anext(items) == 0
+        response.cancel()
+        with pytest.raises(ro.Cancelled):
+            await anext(items)
+        assert await feed.value.remote() == 0
 
     run(main)
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rayobjects.errors import InvalidCall, RayObjectsError, Unavailable, to_wire
+from rayobjects.limits import STREAM_ITEMS_AHEAD_MAX
 from rayobjects.messages import (
     ERROR,
+    ITEM,
     OK,
     SOCKET,
     TEXT,
@@ -20,6 +22,7 @@ from rayobjects.messages import (
     SocketEvent,
     decode_socket_event,
 )
+from rayobjects.objects.reading import Reading, opened
 
 Handler = Callable[[Call], "Reply | bytes | RayObjectsError"]
 
@@ -140,13 +143,49 @@ class DoubleRouter:
         return [decode_socket_event(call.args) for call in self.calls if call.method == method]
 
 
+class ThisLoop:
+    """What a stream's reader needs of a router."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+
+    def runs_here(self) -> bool:
+        return True
+
+    def wake(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+        if not future.done():
+            future.set_result(None)
+
+
 class EchoRoom(DoubleRouter):
-    """An object that sends every message back to the socket that it came from."""
+    """An object that sends every message back to the socket that it came from. `watch` is a stream
+    of which each item follows when the one before has been read, and `closed` counts those that
+    were closed before their end."""
 
     def __init__(self) -> None:
         super().__init__(self._on_socket)
+        self.streams_closed = 0
+
+    def ask(self, call: Call) -> asyncio.Future[Any]:
+        return self._watch() if call.method == "watch" else super().ask(call)
+
+    def _watch(self) -> asyncio.Future[Any]:
+        def credit(upto: int) -> None:
+            if upto < 0:
+                self.streams_closed += 1
+            else:
+                begins.take(Reply(0, ITEM, b"%d" % (upto + 1), upto + 1))
+
+        begins = opened(0, credit)
+        future = asyncio.get_running_loop().create_future()
+        future.set_result(Reading(ThisLoop(), begins))
+        for number in range(1, STREAM_ITEMS_AHEAD_MAX // 2 + 1):
+            begins.take(Reply(0, ITEM, b"%d" % number, number))
+        return future
 
     def _on_socket(self, call: Call) -> bytes:
+        if call.method == "closed":
+            return b"%d" % self.streams_closed
         if call.encoding != SOCKET:
             return echo(call)
         event = decode_socket_event(call.args)

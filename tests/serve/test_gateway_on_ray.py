@@ -13,9 +13,11 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from served import wait_until
 from websockets.asyncio.client import connect
 
 from rayobjects.errors import InvalidCall
+from rayobjects.limits import STREAM_ITEMS_AHEAD_MAX
 from rayobjects.serve.run import start_gateway
 
 SCRIPT = Path(__file__).with_name("gateway_cluster.py")
@@ -62,6 +64,19 @@ def test_our_own_503_is_not_made_a_500(gateway: tuple[str, psutil.Process]) -> N
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "1"
     assert answer.json()["title"] == "Unavailable"
+
+
+def test_a_stream(gateway: tuple[str, psutil.Process]) -> None:
+    """Items come at once, and the one who yields them hears that the client has gone."""
+    with httpx.Client(base_url=f"http://{gateway[0]}", timeout=30) as client:
+        headers = {"accept": "text/event-stream"}
+        with client.stream("POST", "/objects/Room/a/watch", headers=headers) as answer:
+            assert answer.headers["content-type"] == "text/event-stream"
+            lines = (line for line in answer.iter_lines() if line)
+            found = [next(lines) for _ in range(STREAM_ITEMS_AHEAD_MAX // 2)]
+            assert found[:2] == ["data: 1", "data: 2"]
+            assert client.post("/objects/Room/a/closed").json() == 0
+        wait_until(lambda: client.post("/objects/Room/a/closed").json() == 1, "it is closed")
 
 
 def test_a_socket(gateway: tuple[str, psutil.Process]) -> None:

@@ -55,7 +55,15 @@ class Lane:
         return running[0].result()
 
     def close(self) -> None:
-        """Ends the thread after what runs now."""
+        """Cancels what runs, and ends the thread after it."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.call_soon_threadsafe(_end, self._loop)
             self._loop = None
+
+
+def _end(lane: asyncio.AbstractEventLoop) -> None:
+    tasks = asyncio.all_tasks(lane)
+    for task in tasks:
+        task.cancel()
+    ending = asyncio.gather(*tasks, return_exceptions=True)
+    ending.add_done_callback(lambda _: lane.stop())

@@ -4,7 +4,14 @@ python examples/counter.py                count from plain Python
 rayobjects serve examples/counter.py      count over HTTP:
 
 curl http://127.0.0.1:8000/objects/Counter/home/increment --json '{"by": 2}'
+
+and see it change from another terminal:
+
+curl -N -X POST http://127.0.0.1:8000/objects/Counter/home/watch -H 'Accept: text/event-stream'
 """
+
+import asyncio
+from collections.abc import AsyncIterator
 
 import rayobjects as ro
 
@@ -22,6 +29,17 @@ class Counter(ro.DurableObject):
     def value(self) -> int:
         """The count."""
         return self.count
+
+    @ro.concurrent
+    async def watch(self) -> AsyncIterator[int]:
+        """A stream of the counts, from now on; for as long as somebody reads it. It runs beside the
+        other methods and sees what they have committed."""
+        seen = None
+        while True:
+            if self.count != seen:
+                seen = self.count
+                yield seen
+            await asyncio.sleep(0.1)
 
 
 def main() -> None:

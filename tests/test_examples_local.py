@@ -46,6 +46,10 @@ def test_counter() -> None:
         assert await host.post(home, "increment", {"by": 2}) == 3
         await host.crash()
         assert await home.value.remote() == 3
+        watching = aiter(home.watch.remote())
+        for count in range(await home.value.remote(), 8):
+            assert await anext(watching) == count
+            await home.increment.remote()
 
     on_a_host(test)
 

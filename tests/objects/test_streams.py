@@ -876,6 +876,39 @@ def test_guarantee_5_an_array_comes_again() -> None:
     run(main)
 
 
+# -- filters ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["numbers", "plainly", "on_a_thread"])
+def test_a_filter_is_around_the_making_of_the_generator(method: str) -> None:
+    async def passing(call: ro.MethodCall, proceed: ro.Proceed) -> Any:
+        SAID.append(f"{call.method} {call.arguments['items']}")
+        return await proceed()
+
+    async def doubling(call: ro.MethodCall, proceed: ro.Proceed) -> Any:
+        generator = await proceed()
+
+        async def doubled() -> AsyncIterator[Any]:
+            if hasattr(generator, "__aiter__"):
+                async for item in generator:
+                    yield 2 * item
+            else:
+                for item in generator:
+                    yield 2 * item
+
+        return doubled()
+
+    async def main(*filters: Any) -> list[Any]:
+        SAID.clear()
+        async with LocalHost([Feed], filters=filters) as host:
+            return await items_of(getattr(host.get(Feed, "a"), method).remote(100))
+
+    EVENTS.clear()
+    assert asyncio.run(main(passing)) == list(range(100))
+    assert SAID[0] == f"{method} 100"
+    assert asyncio.run(main(passing, doubling)) == list(range(0, 200, 2))
+
+
 # -- beside the turn, new versions, the end of a host ----------------------------------------------
 
 

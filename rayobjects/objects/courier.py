@@ -171,11 +171,12 @@ class Courier:
         """The method raised, so nothing was applied: notes the attempt, and tries again."""
         promise = self._queues[pair][0]
         told = decode_told(promise.body)
-        if told.attempts >= DEFAULT.max_attempts:
+        attempt = told.attempts - told.before + 1
+        if attempt > DEFAULT.max_attempts:
             self._give_up(pair, error.message, delivery)
             return
         told = msgspec.structs.replace(told, attempts=told.attempts + 1)
-        pause_s = DEFAULT.pause_s(told.attempts, self._host.random)
+        pause_s = DEFAULT.pause_s(attempt, self._host.random)
         again = msgspec.structs.replace(
             promise, body=encode(told), due=self._host.clock.now() + pause_s
         )

@@ -73,7 +73,8 @@ def _afresh(promise: Promise, now: float) -> Promise:
     elif promise.kind == TELL:
         told = decode_told(body)
         # Counted on: each attempt has an id of its own, and this one must run.
-        body = encode(replace(told, at=now, attempts=told.attempts + 1))
+        attempts = told.attempts + 1
+        body = encode(replace(told, at=now, attempts=attempts, before=attempts))
     return replace(promise, body=body, failed="", due=now)
 
 
@@ -96,7 +97,7 @@ def described(promise: Promise) -> dict[str, Any]:
             "method": told.method,
             "to": f"{told.class_name}/{told.name}",
             "since": told.at,
-            "attempts": told.attempts,
+            "attempts": told.attempts - told.before,
         }
     intent = decode_intent(promise.body)
     return fields | {"kind": "intent", "method": intent.method, "since": intent.now}

@@ -59,6 +59,7 @@ class Told(msgspec.Struct, array_like=True):
         arguments_hash: see `messages.Call`.
         attempts: how often the method has raised.
         context: what it carries along.
+        before: of the attempts, those before somebody had it retried.
     """
 
     class_name: str
@@ -69,6 +70,7 @@ class Told(msgspec.Struct, array_like=True):
     arguments_hash: int = 0
     attempts: int = 0
     context: dict[str, str] | None = None
+    before: int = 0
 
 
 class Intent(msgspec.Struct, array_like=True):

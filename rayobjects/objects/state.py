@@ -156,12 +156,13 @@ class State:
             writes.append((key, entry[0], entry[1]))
         clear = self._clearing and self._committed.count() > 0
         opened, sends, sent_bytes = self.sockets.changes()
-        if size + sent_bytes > CHANGES_BYTES_MAX:
-            raise InvalidCall(
-                f"one call may write and send {CHANGES_BYTES_MAX:,} bytes, this one has "
-                f"{size + sent_bytes:,}: spread it over several calls"
-            )
         promises = self.promised.changes()
+        size += sent_bytes + sum(len(each.body) for each in promises)
+        if size > CHANGES_BYTES_MAX:
+            raise InvalidCall(
+                f"one call may write and send {CHANGES_BYTES_MAX:,} bytes, this one has {size:,}: "
+                "spread it over several calls"
+            )
         self._prepared = Changes(writes, clear, opened, sends, False, promises)
         return self._prepared
 

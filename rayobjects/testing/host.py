@@ -99,9 +99,10 @@ class LocalHost(HostLife):
 
     async def sweep(self) -> None:
         """What a host does every second: idle objects leave, silent gateways are given up, old
-        replies are forgotten."""
+        replies are forgotten; one whose storage has failed begins anew."""
+        self._begin_anew()
         core, shard = self.core, self.shard
-        if core is None or shard is None or core.failed is not None:
+        if core is None or shard is None:
             return
         self._context.copy().run(core.sweep)
         try:

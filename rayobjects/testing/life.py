@@ -200,6 +200,22 @@ class HostLife:
         self._claims = Claims()
         self._open()
 
+    def _begin_anew(self) -> StorageFailed | None:
+        """If the storage has failed, opens it again; returns why it cannot be opened."""
+        if self.core is not None and self.core.failed is None:
+            return None
+        if self.core is None and not self._unopened:
+            return None
+        failure = self.core.failed if self.core is not None else None
+        self._die()
+        try:
+            self._open_again(failure)
+        except StorageFailed as error:
+            self._unopened = True  # the next call tries again
+            self._alive.set()
+            return error
+        return None
+
     def _run(self, life: int, task: Callable[[], None]) -> None:
         """What the storage does on the loop; dies where the files say so."""
         if self.core is None or life != self._life:
@@ -277,17 +293,11 @@ class HostLife:
     async def deliver(self, body: bytes) -> bytes:
         """Takes a `Batch`, returns `Replies`."""
         await self.alive()
-        if self.core.failed is not None if self.core is not None else self._unopened:
-            failure = self.core.failed if self.core is not None else None
-            self._die()
-            try:
-                self._open_again(failure)
-            except StorageFailed as error:
-                self._unopened = True  # the next call tries again
-                self._alive.set()
-                wire = to_wire(error, with_cause=False)
-                calls = decode_batch(body).calls
-                return encode(Replies([Reply(call.number, ERROR, wire) for call in calls]))
+        error = self._begin_anew()
+        if error is not None:
+            wire = to_wire(error, with_cause=False)
+            calls = decode_batch(body).calls
+            return encode(Replies([Reply(call.number, ERROR, wire) for call in calls]))
         core = self.core
         if core is None:
             raise ConnectionError("the host is dead")

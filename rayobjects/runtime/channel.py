@@ -19,6 +19,7 @@ All of it lives on one event loop; `runtime.router` brings calls of other thread
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -55,6 +56,9 @@ BATCHES_UNDER_WAY_MAX = 2
 ANSWER_WITHIN_S = 15.0
 """No answer to a batch for so long means that the host is lost, or held up by a method that blocks
 it; then a new session asks again. A call to a dead node can hang for 15 s (Ray)."""
+
+LET_GO_WITHIN_S = 1.0
+"""A process that ends does not wait longer for a host."""
 
 RETRY_FIRST_S = 0.02
 RETRY_MAX_S = 0.5
@@ -418,6 +422,16 @@ class Channel:
         self._cancels.clear()
         for each in waiting.values():
             each.replied(error)
+
+    async def let_go(self) -> None:
+        """Closes the streams that are read here, before the channel is closed: else their objects
+        would wait until they miss this process."""
+        for number, waiting in self._waiting.items():
+            if waiting.credit is not None:
+                self.credit(number, -1)
+        if self._credits and self._connected and self._link is not None:
+            with contextlib.suppress(Exception):  # then they will miss it
+                await self._link.request(DELIVER, encode(self._next_batch()), LET_GO_WITHIN_S)
 
     def close(self) -> None:
         """Ends the channel; calls without a reply fail with Unavailable."""

@@ -441,6 +441,7 @@ class Router:
 
     async def close(self) -> None:
         """Ends all channels; calls under way fail with Unavailable."""
+        await asyncio.gather(*(channel.let_go() for channel in self._channels.values()))
         for channel in self._channels.values():
             channel.close()
         self._channels = {}

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ray_cluster import ATTACHED, RayCluster
 from served import wait_until
 
 import rayobjects as ro
-from rayobjects.limits import LOAD_WHOLE_KEYS_MAX, STREAM_ITEMS_AHEAD_MAX
+from rayobjects.limits import LOAD_WHOLE_KEYS_MAX, STREAM_ITEMS_AHEAD_MAX, STREAM_SILENT_S
 from rayobjects.runtime import admin, placement
 
 WITHIN_S = 60.0
@@ -206,6 +207,21 @@ def test_a_reader_that_is_killed_lets_the_object_go(
         reader.kill()
     assert feed.value.remote().result(WITHIN_S) == 0  # its turn comes
     assert path.read_text().endswith(" GeneratorExit")
+
+
+def test_a_reader_that_shuts_down_lets_the_object_go_at_once(
+    feeds: ro.Namespace[Feed], tmp_path: Path, ray_cluster: RayCluster
+) -> None:
+    feed, path = new(feeds), tmp_path / "made"
+    assert ray_cluster.local is not None
+    address = ray_cluster.local.address
+    script = READER.format(address=address, name=feed.id.name, path=str(path))
+    script = script.replace("sys.stdin.read()", "ro.shutdown()")
+    began = time.monotonic()
+    assert ray_cluster.run_elsewhere(script + "        break\n") == "reading\n"
+    assert feed.value.remote().result(WITHIN_S) == 0
+    assert path.read_text().endswith(" GeneratorExit")
+    assert time.monotonic() - began < STREAM_SILENT_S
 
 
 def test_a_host_that_is_killed_cuts_its_streams_off(

@@ -37,7 +37,7 @@ from rayobjects.messages import ERROR, JSON, PICKLE, REDIRECT, SOCKET, TURN, Cal
 from rayobjects.objects import ending, streams
 from rayobjects.objects.chains import chain_error
 from rayobjects.objects.commit import Commit, Redirected, Respond
-from rayobjects.objects.concurrency import Concurrent, cut_off
+from rayobjects.objects.concurrency import Concurrent, cut_all
 from rayobjects.objects.context import CallContext, current_call
 from rayobjects.objects.filters import filtered
 from rayobjects.objects.hooks import run_hook, start
@@ -130,12 +130,23 @@ class Activation:
                 respond(ERROR, to_wire(circle, with_cause=False), 0)
                 return
         self._queue.append((call, respond))
-        if call.chain:
+        if call.chain or call.encoding == TURN:
             self.host.deadlocks.watch(self, call)
 
     def _needs_no_turn(self, call: Call) -> bool:
         assert self.object_class is not None
-        return call.method in self.object_class.concurrent and call.encoding in (PICKLE, JSON)
+        return (
+            call.method in self.object_class.concurrent
+            and call.encoding in (PICKLE, JSON)
+            and not self._must_take_turn(call)
+        )
+
+    def _must_take_turn(self, call: Call) -> bool:
+        """Whether a call of a concurrent method runs like others all the same: a told message, for
+        one that is cut off could not be tried again, and a rerun, whose first run had the turn."""
+        if call.held and not call.chain:
+            return True
+        return bool(call.id) and self.host.intents.begun(self.id, call.id) is not None
 
     def waiting(self, call_id: str) -> Call | None:
         """The call of this id that waits for the turn."""
@@ -156,7 +167,8 @@ class Activation:
         for context, task in self._running():
             if context.call is call and task is not None:
                 context.ending = error
-                task.cancel()
+                if context.started:  # else it sees that it is to end when it begins
+                    task.cancel()
                 return True
         return False
 
@@ -208,12 +220,12 @@ class Activation:
             body = to_wire(error, with_cause=call.encoding == PICKLE)
             self.reply_unwritten(ERROR, body, respond)
             return True
-        if invocation.concurrent:
+        if invocation.concurrent and not self._must_take_turn(call):
             self._run_beside(call, invocation, respond)
             return True
         begun = self.host.intents.begun(self.id, call.id) if call.id else None
         context = CallContext(call, self, begun)
-        self.state.begin()
+        self.state.begin(context)
         if invocation.is_async or self.host.on_lane or not self.state.whole:
             self._begin_slowly(invocation, context, respond)
             return False
@@ -239,7 +251,10 @@ class Activation:
         self, invocation: Invocation, context: CallContext, respond: Respond
     ) -> None:
         current_call.set(context)
+        context.started = True
         try:
+            if context.ending is not None:
+                raise asyncio.CancelledError
             result = await self.invoke(invocation)
         except BaseException as error:
             ending.failed(self, context, respond, error)
@@ -293,15 +308,9 @@ class Activation:
 
     def _cut_concurrent(self) -> None:
         """The object leaves: its concurrent calls begin again elsewhere, or are cut off."""
-        running, self.concurrent = self.concurrent or {}, None
-        for each in running:
-            if not each.cut():
-                error = to_wire(cut_off(self, each.call, each.blocks > 0), with_cause=False)
-                each.respond(ERROR, error, 0)
-            elif not self.host.released:
-                if self._queue is None:
-                    self._queue = deque()
-                self._queue.append((each.call, each.respond))
+        again = cut_all(self)
+        if again and not self.host.released:
+            self._queue = deque([*(self._queue or ()), *again])
 
     async def invoke(self, invocation: Invocation) -> Any:
         """Runs the method here, or for an object that reads by key on the host's lane."""
@@ -368,6 +377,8 @@ class Activation:
 
     def after_sync(self, send: Callable[[], None]) -> None:
         """Runs `send` once all that was committed is on disk; drops it if the journal fails."""
+        if self.gone or self.host.failed is not None:
+            return
         if self.tail is None:
             send()
             return

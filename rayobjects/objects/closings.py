@@ -60,7 +60,9 @@ class Closings:
     def _tell(self, entry: Entry, gateway: str, delay_s: float) -> None:
         class_name, name, socket = entry
         event = SocketEvent(socket, gateway, TEXT, b"connection lost", LOST)
-        call = Call(0, class_name, name, "on_close", SOCKET, encode(event))
+        # With an id, so that what on_close calls is called once, whoever dies.
+        id = f"closed:{gateway}:{socket}"
+        call = Call(0, class_name, name, "on_close", SOCKET, encode(event), id)
         self._under_way.add((entry, gateway))
 
         def replied(status: int, body: bytes, sequence: int) -> None:
@@ -74,4 +76,4 @@ class Closings:
             if held is not None:
                 held.discard(entry)
 
-        self._core.resubmit(call, replied)
+        self._core.submit(call, replied, True, False)

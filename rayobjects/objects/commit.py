@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rayobjects.errors import StorageFailed, to_wire
-from rayobjects.messages import ERROR
+from rayobjects.errors import MethodError, StorageFailed, to_wire
+from rayobjects.messages import ERROR, Call
 from rayobjects.storage.records import Record
 
 if TYPE_CHECKING:
@@ -28,6 +28,14 @@ class Redirected(Exception):
 class Aborted(BaseException):
     """The object has ended its running call (`self.abort`). No Exception, so that no handler for
     those holds it up."""
+
+
+def aborted(activation: Activation, call: Call) -> MethodError:
+    """The error for a call that the object has ended so."""
+    return MethodError(
+        f"{activation.shown}.{call.method} was ended by abort: {activation.state.aborted}",
+        cause_type="Aborted",
+    )
 
 
 class Commit:

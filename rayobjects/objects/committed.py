@@ -166,7 +166,7 @@ class Committed:
         """
         local = [
             key
-            for key in self.entries
+            for key in list(self.entries)  # the loop may commit while the lane reads
             if key[0] == ITEM
             and key.startswith(prefix)
             and (start is None or key >= start)
@@ -231,7 +231,7 @@ class Committed:
             if self._remembered is None or key not in self._remembered:
                 self._item_count = None
                 return
-            before = self._remembered.pop(key)
+            before = self._remembered.pop(key, None)
         was = before is not None and before[0] != DELETED
         if self._item_count is not None:
             self._item_count += (encoding != DELETED) - was

@@ -21,13 +21,13 @@ concurrent calls are cancelled, and begin again there or are told that they were
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import concurrent.futures
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rayobjects.errors import RayObjectsError, Unavailable, from_wire, to_wire
 from rayobjects.messages import ERROR, OK, TURN, Call
-from rayobjects.objects.commit import Aborted, Respond, no_reply
+from rayobjects.objects.commit import Aborted, Respond, aborted, no_reply
 from rayobjects.objects.context import CallContext, current_call
 from rayobjects.objects.view import CommittedView, show, view_of
 from rayobjects.storage.records import Record
@@ -51,6 +51,7 @@ class Concurrent:
     __slots__ = (
         "_face",
         "_view",
+        "aborted",
         "activation",
         "blocks",
         "call",
@@ -78,6 +79,7 @@ class Concurrent:
         self.waits = False
         self.holds = False
         self.cut_off = False
+        self.aborted = False
         context.concurrent = self
 
     def start(self, invocation: Invocation) -> None:
@@ -89,14 +91,22 @@ class Concurrent:
     async def _run(self, invocation: Invocation) -> None:
         activation, context = self.activation, self.context
         current_call.set(context)
+        context.started = True
+        result, failure = None, None
         try:
+            if context.ending is not None:
+                raise asyncio.CancelledError
             result = await activation.invoke(invocation)
         except BaseException as error:
-            if not self.cut_off:
-                activation.concurrent_ended(self, invocation, None, error)
-        else:
-            if not self.cut_off:
-                activation.concurrent_ended(self, invocation, result, None)
+            failure = error
+        context.closed = True
+        if self.holds:  # the lane was cancelled between the block and its end
+            try:
+                self.give(failure or asyncio.CancelledError())
+            except BaseException as error:
+                failure = failure or error
+        if not self.cut_off:
+            activation.concurrent_ended(self, invocation, result, failure)
 
     def cut(self) -> bool:
         """The object leaves: ends the call. Returns whether it may be run again elsewhere."""
@@ -116,6 +126,10 @@ class Concurrent:
         """
         if self.holds or self.waits:
             raise RuntimeError("this call has the turn, or waits for it")
+        if self.context.closed:
+            raise RuntimeError("this call has ended, and its tasks cannot take the turn")
+        if self.cut_off or self.activation.gone:
+            raise asyncio.CancelledError
         waiter = _Waiter(self)
         self.waits = True
         try:
@@ -133,7 +147,7 @@ class Concurrent:
     def granted(self) -> None:
         """The turn is this call's."""
         self.holds = True
-        self.activation.state.begin()
+        self.activation.state.begin(self.context)
         show(self._face, self.activation.state)
 
     def give(self, error: BaseException | None) -> None:
@@ -153,7 +167,7 @@ class Concurrent:
             if error is not None or state.aborted is not None:
                 state.rollback()
                 if state.aborted is not None:
-                    activation.outdated = True
+                    activation.outdated = self.aborted = True
                     raise Aborted(state.aborted)
                 return
             try:
@@ -220,7 +234,12 @@ class Turn:
             if asyncio.get_running_loop() is self._loop:
                 await taking
             else:
-                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(taking, self._loop))
+                took = asyncio.run_coroutine_threadsafe(taking, self._loop)
+                try:
+                    await asyncio.wrap_future(took)
+                except asyncio.CancelledError as error:  # perhaps it had just been given
+                    self._loop.call_soon_threadsafe(self._concurrent.give, error)
+                    raise
 
     async def __aexit__(
         self,
@@ -233,12 +252,19 @@ class Turn:
         if asyncio.get_running_loop() is self._loop:
             self._concurrent.give(error)
         else:
-            giving = _later(self._concurrent.give, error)
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(giving, self._loop))
+            given: concurrent.futures.Future[None] = concurrent.futures.Future()
 
+            def give() -> None:
+                assert self._concurrent is not None
+                try:
+                    self._concurrent.give(error)
+                except BaseException as failure:
+                    given.set_exception(failure)
+                else:
+                    given.set_result(None)
 
-async def _later(give: Callable[[BaseException | None], None], error: BaseException | None) -> None:
-    give(error)
+            self._loop.call_soon_threadsafe(give)  # which nobody can cancel
+            await asyncio.shield(asyncio.wrap_future(given))
 
 
 def cut_off(activation: Activation, call: Call, committed: bool = True) -> RayObjectsError:
@@ -255,3 +281,20 @@ def cut_off(activation: Activation, call: Call, committed: bool = True) -> RayOb
         "does: look at the object's state before you call it again, with another id",
         details={"cut_off": True},
     )
+
+
+def cut_all(activation: Activation) -> list[tuple[Call, Respond]]:
+    """The object leaves: ends its concurrent calls, answers those that are cut off, and returns
+    those that may begin again elsewhere."""
+    running, activation.concurrent = activation.concurrent or {}, None
+    again: list[tuple[Call, Respond]] = []
+    for each in running:
+        if each.cut() and not each.aborted:
+            again.append((each.call, each.respond))
+            continue
+        error: RayObjectsError = cut_off(activation, each.call, each.blocks > 0)
+        if each.aborted:
+            error = aborted(activation, each.call)
+        each.respond(ERROR, to_wire(error, with_cause=False), 0)
+        each.context.ended()
+    return again

@@ -36,6 +36,8 @@ class CallContext:
         begun: what is journaled of it; None until it calls another object.
         concurrent: how it runs without the object's turn; None if it has that.
         ending: why it is being cancelled; None while it is not.
+        started: its task has begun; one that has not must not be cancelled, for it would never run.
+        closed: its method has ended; a task that outlives it is nobody's.
         awaits: id → (class, name) of the calls that it made and awaits at this moment.
     """
 
@@ -49,9 +51,11 @@ class CallContext:
         "awaits",
         "begun",
         "call",
+        "closed",
         "concurrent",
         "ending",
         "now",
+        "started",
     )
 
     def __init__(
@@ -62,6 +66,8 @@ class CallContext:
         self.begun = begun
         self.concurrent: Concurrent | None = None
         self.ending: RayObjectsError | None = None
+        self.started = False
+        self.closed = False
         self.awaits: dict[str, tuple[str, str]] = {}
         self.now = activation.host.clock.now() if begun is None else begun.now
         self._children: list[Callable[[], None]] | None = None
@@ -83,6 +89,8 @@ class CallContext:
     @property
     def chain(self) -> tuple[str, ...]:
         """The objects that wait, outermost first, with the running one last."""
+        if self.concurrent is not None and not self.concurrent.holds:
+            return self.call.chain  # this one holds nobody up
         return (*self.call.chain, str(self.activation.id))
 
     @property
@@ -107,9 +115,11 @@ class CallContext:
         Args:
             values: its arguments.
         """
+        call.context = carried.outgoing(self)
+        if self.closed:
+            return  # a task that outlives its call: what it calls is nobody's
         call.id = self.child_id()
         call.chain = self.chain
-        call.context = carried.outgoing(self)
         if self.call.expires_at:  # whoever waits for this call waits no longer for that one
             left_s = max(0.001, self.call.expires_at - self.activation.host.clock.monotonic())
             call.timeout_s = min(call.timeout_s or left_s, left_s)
@@ -124,6 +134,8 @@ class CallContext:
             args: pickled `(args, kwargs)`; `values` is the same, not pickled.
         """
         activation = self.activation
+        if self.closed:
+            raise RuntimeError(f"{activation.id}: a task that outlives its call can tell nothing")
         if self.concurrent is not None and not self.concurrent.holds:
             raise RuntimeError(
                 f"{activation.id}: a concurrent method tells others something in a block that has "
@@ -146,7 +158,9 @@ class CallContext:
     def leave(self, call: Call, send: Callable[[], None], replied: Callable[[Any], None]) -> None:
         """Runs `send`, which sends a call that this one makes, once everything is on disk that the
         object has committed (guarantee 4), and that this call is made (guarantee 5)."""
-        if self.call.id and self.concurrent is None:  # such a call is not run again by its host
+        if (
+            call.id and self.concurrent is None and not self.closed
+        ):  # such a call is not run again by its host
             intents.leave(self.activation, self, call, send, replied)
         else:
             self.activation.after_sync(send)

@@ -10,7 +10,7 @@ from rayobjects.errors import InvalidCall, MethodError, RayObjectsError, to_wire
 from rayobjects.limits import CALL_BYTES_MAX
 from rayobjects.messages import ERROR, OK, PICKLE, SCHEDULED, SOCKET, Call
 from rayobjects.objects import scheduling
-from rayobjects.objects.commit import Aborted, Respond
+from rayobjects.objects.commit import Aborted, Respond, aborted
 from rayobjects.objects.context import CallContext
 from rayobjects.objects.invocation import Invocation, encode_result, is_binding_error
 from rayobjects.storage.records import Record
@@ -31,6 +31,7 @@ def returned(
     if activation.gone:
         return  # the journal failed meanwhile; the call was answered
     call, state = context.call, activation.state
+    context.closed = True
     try:
         if state.aborted is not None:
             raise Aborted(state.aborted)  # whoever has caught it
@@ -45,12 +46,12 @@ def returned(
             record = Record(*activation.id, call.id, status, body, activation.host.now)
             changes.write_into(record)
             activation.commit_end(record, context, respond)
-            state.commit()
-            return
     except BaseException as error:  # also a __reduce__ or model_dump of the user's that raises
         failed(activation, context, respond, error)
         return
     state.commit()
+    if changes:
+        return
     _reply(activation, status, body, context, respond)
 
 
@@ -61,6 +62,7 @@ def failed(
     if activation.gone:
         return
     call = context.call
+    context.closed = True
     activation.state.rollback()
     if context.begun is not None:
         try:
@@ -112,8 +114,7 @@ def wrap(activation: Activation, context: CallContext, error: BaseException) -> 
     target = f"{activation.shown}.{context.call.method}"
     if activation.state.aborted is not None:
         activation.outdated = True
-        text = f"{target} was ended by abort: {activation.state.aborted}"
-        return MethodError(text, cause_type="Aborted")
+        return aborted(activation, context.call)
     if context.ending is not None and isinstance(error, asyncio.CancelledError):
         return context.ending
     if is_binding_error(error):
@@ -142,7 +143,7 @@ def _close_alone(
     if not isinstance(error, MethodError):  # that one has been logged
         activation.host.report(error.message)
     call, state = context.call, activation.state
-    state.begin()
+    state.begin(context)
     activation.sockets.closed(messages.decode_socket_event(call.args).socket)
     record = Record(*activation.id, call.id, OK, b"", activation.host.now)
     record.sockets = state.changes().sockets

@@ -66,7 +66,7 @@ async def run_hook(activation: Activation, name: str, *arguments: object) -> Non
     state = activation.state
     context = CallContext(NO_CALL, activation)
     current_call.set(context)
-    state.begin()
+    state.begin(context)
     try:
         await activation.invoke(Invocation(function, (activation.instance, *arguments), {}, True))
         changes = state.changes()

@@ -19,7 +19,6 @@ from typing import Protocol
 from rayobjects.clock import Clock
 from rayobjects.errors import (
     Cancelled,
-    DeadlineExceeded,
     MethodError,
     Overloaded,
     RayObjectsError,
@@ -37,7 +36,6 @@ from rayobjects.messages import (
     ERROR,
     JSON,
     OK,
-    OPENED,
     PROBE,
     Batch,
     Call,
@@ -61,7 +59,7 @@ from rayobjects.objects.others import Others
 from rayobjects.objects.scheduler import Scheduler
 from rayobjects.objects.threads import Threads
 from rayobjects.objects.timers import Timers
-from rayobjects.objects.under_way import RespondAll, UnderWay
+from rayobjects.objects.under_way import RespondAll, UnderWay, limited
 from rayobjects.randomness import seeded
 from rayobjects.storage.records import INTENT, SCHEDULE, STEP, TELL, Promise, Record
 
@@ -211,7 +209,7 @@ class HostCore:
             return
         key = (call.class_name, call.name)
         if call.timeout_s:
-            respond = self._limited(call, respond)
+            respond = limited(self, self._by_id, call, respond)
         if explicit and call.encoding == JSON and not call.arguments_hash:
             call.arguments_hash = arguments.hash_of_json(call.method, call.args)
         if explicit or resent:
@@ -243,26 +241,6 @@ class HostCore:
             self._by_id[by_id] = UnderWay(call.arguments_hash, respond)
             respond = RespondAll(self._by_id, by_id)
         self.resubmit(call, respond)
-
-    def _limited(self, call: Call, respond: Respond) -> Respond:
-        """Sees to it that a call ends in time."""
-        call.expires_at = self.clock.monotonic() + call.timeout_s
-
-        def expired() -> None:
-            error = DeadlineExceeded(
-                f"{call.class_name}/{call.name}.{call.method} did not end within the "
-                f"{call.timeout_s:g} s that its caller had for it: it was rolled back"
-            )
-            self.cancel(ObjectId(call.class_name, call.name), call.id, error)
-
-        timer = self.loop.call_later(call.timeout_s, expired)
-
-        def in_time(status: int, body: bytes, sequence: int) -> None:
-            if status < OPENED:
-                timer.cancel()
-            respond(status, body, sequence)
-
-        return in_time
 
     def cancel(self, id: ObjectId, call_id: str, error: RayObjectsError) -> bool:
         """Ends a call that waits, or whose method awaits something: it is rolled back, and its

@@ -189,7 +189,7 @@ def raised(
     promise, body = found
     policy = retries_of(getattr(type(activation.instance), body.method, None))
     attempts = body.attempts + 1
-    state.begin()
+    state.begin(context)
     try:
         if context.begun is not None and context.begun.diverged:
             _hand_over(activation, context.begun, decode_firing(call.args), promise, body)

@@ -25,7 +25,7 @@ journal, and an activation that is lost is loaded again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rayobjects.errors import InvalidCall, StorageFailed
 from rayobjects.ids import ObjectId
@@ -33,6 +33,7 @@ from rayobjects.limits import CHANGES_BYTES_MAX, PAGE_KEYS_MAX
 from rayobjects.objects.changes import NO_CHANGES, Changes
 from rayobjects.objects.commit import Aborted
 from rayobjects.objects.committed import Committed
+from rayobjects.objects.context import current_call
 from rayobjects.objects.fields import IMMUTABLE, Entry, Field, is_immutable
 from rayobjects.objects.ledger import Ledger
 from rayobjects.objects.promised import Promised
@@ -47,6 +48,9 @@ from rayobjects.storage.records import (
     Write,
 )
 from rayobjects.storage.values import decode_value, encode_value
+
+if TYPE_CHECKING:
+    from rayobjects.objects.context import CallContext
 
 READ = 0
 SET = 1
@@ -74,6 +78,7 @@ class State:
         "_committed",
         "_deleting",
         "_fields",
+        "_owner",
         "_prepared",
         "_touched",
         "aborted",
@@ -99,6 +104,7 @@ class State:
         self.storage = StorageMap(self)
         self._committed = Committed(id, ledger, loaded)
         self._fields = fields
+        self._owner: CallContext | None = None
         self._touched: dict[str, int] = {}
         self._baselines: dict[str, Entry] = {}
         """What a mutable live value was when it was made, where that is not its entry: defaults,
@@ -109,8 +115,13 @@ class State:
 
     # The call's frame.
 
-    def begin(self) -> None:
-        """Begins a call."""
+    def begin(self, context: CallContext | None = None) -> None:
+        """Begins a call.
+
+        Args:
+            context: of the call: only what runs on its behalf may write.
+        """
+        self._owner = context
         if self._touched or self._clearing or self.promised.touched:
             self.rollback()
         self.running = True
@@ -180,11 +191,10 @@ class State:
             return
         committed = self._committed
         if self._touched:
-            changed = {write[0] for write in changes.writes}
-            for key, mark in self._touched.items():
+            for key in self._touched:
                 if key[0] == ITEM and not committed.whole:
                     self.live.pop(key, None)  # a large object's items do not stay
-                elif (mark != READ or key in changed) and type(self.live.get(key)) not in IMMUTABLE:
+                elif type(self.live.get(key)) not in IMMUTABLE:
                     self.live.pop(key, None)  # invariant 2
                 else:
                     continue
@@ -220,7 +230,7 @@ class State:
     def delete(self) -> None:
         """For the runtime's own delete, in place of a method: when the call commits, everything
         is back to its default, nothing is left, and the sockets are closed."""
-        if not self.running:
+        if not self.running or current_call.get() not in (None, self._owner):
             self._refuse()
         self._deleting = True
         self._clearing = True  # so that changes() looks
@@ -232,7 +242,7 @@ class State:
             RuntimeError: no call is under way.
             Aborted: always, else.
         """
-        if not self.running:
+        if not self.running or current_call.get() not in (None, self._owner):
             self._refuse()
         self.aborted = reason
         raise Aborted(reason)
@@ -285,7 +295,7 @@ class State:
         Raises:
             RuntimeError: no call is under way.
         """
-        if not self.running:
+        if not self.running or current_call.get() not in (None, self._owner):
             self._refuse()
         self.live[key] = value
         self._touched[key] = SET
@@ -296,7 +306,7 @@ class State:
         Raises:
             RuntimeError: no call is under way.
         """
-        if not self.running:
+        if not self.running or current_call.get() not in (None, self._owner):
             self._refuse()
         self.live.pop(key, None)
         self._baselines.pop(key, None)
@@ -333,7 +343,7 @@ class State:
         Raises:
             RuntimeError: no call is under way.
         """
-        if not self.running:
+        if not self.running or current_call.get() not in (None, self._owner):
             self._refuse()
         self._clearing = True
         for values in (self.live, self._touched, self._baselines):
@@ -455,7 +465,7 @@ class State:
 
     def check_running(self) -> None:
         """Raises RuntimeError unless a call is under way."""
-        if not self.running:
+        if not self.running or current_call.get() not in (None, self._owner):
             self._refuse()
 
     def _refuse(self) -> None:

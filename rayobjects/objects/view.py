@@ -33,6 +33,7 @@ class CommittedView(State):
         self.storage = StorageMap(self)
         self._committed = state._committed
         self._fields = state._fields
+        self._owner = None
         self._touched: dict[str, int] = {}
         self._baselines: dict[str, Entry] = {}
         self._clearing = False

@@ -259,13 +259,18 @@ class ShardHost(BaseHost):
 
     async def _commit(self, shard: Shard, id: ObjectId, request: LedgerRequest) -> LedgerAnswer:
         """Commits in order; the answer comes when the last record is on disk."""
-        commits = [outcome(partial(shard.commit, record)) for record in request.records]
+        commits: list[asyncio.Future[int]] = []
+        for record in request.records:
+            commits.append(outcome(partial(shard.commit, record)))
+            if commits[-1].done() and commits[-1].exception() is not None:
+                break  # refused, and those behind it ran on top of it
         results = await asyncio.gather(*commits, return_exceptions=True)
         if request.confirm:
             await outcome(lambda done: shard.confirm_object(id, request.owner_epoch, done))
         if self.core is not None:
-            for record in request.records:
-                self.core.promised_elsewhere(record)
+            for record, result in zip(request.records, results, strict=False):
+                if not isinstance(result, BaseException):
+                    self.core.promised_elsewhere(record)
         sequences = []
         for result in results:
             if isinstance(result, BaseException):

@@ -30,7 +30,7 @@ from typing import Any
 from rayobjects.clock import Clock
 from rayobjects.errors import MethodError, to_wire
 from rayobjects.limits import FINISHED_WINDOW_S
-from rayobjects.messages import ERROR, Call
+from rayobjects.messages import ERROR, OPENED, Call
 from rayobjects.objects.commit import Respond
 from rayobjects.objects.host_core import HostCore
 from rayobjects.runtime.death_notes import DeathNotes, Key, Suspect, key_of
@@ -128,7 +128,8 @@ class _Noted:
         self._respond = respond
 
     def __call__(self, status: int, body: bytes, sequence: int) -> None:
-        self._probation.ended(self._key, self._slot)
+        if status < OPENED:  # else its stream goes on
+            self._probation.ended(self._key, self._slot)
         self._respond(status, body, sequence)
 
 

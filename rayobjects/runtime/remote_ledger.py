@@ -20,9 +20,9 @@ import ray
 from ray.exceptions import RayError
 
 from rayobjects.clock import Clock
-from rayobjects.errors import Overloaded, StorageFailed, from_wire
+from rayobjects.errors import InvalidCall, Overloaded, StorageFailed, from_wire
 from rayobjects.ids import ObjectId
-from rayobjects.limits import UNSYNCED_BYTES_MAX
+from rayobjects.limits import RECORD_BYTES_MAX, UNSYNCED_BYTES_MAX
 from rayobjects.objects.ledger import Done
 from rayobjects.runtime import placement
 from rayobjects.runtime.background import spawn
@@ -160,6 +160,13 @@ class RemoteLedger:
 
     def commit(self, record: Record, done: Done) -> None:
         size = len(record.reply) + sum(len(data) for _, _, data in record.writes)
+        size += sum(len(send.data) for send in record.sends)
+        size += sum(len(promise.body) for promise in record.promises)
+        if size > RECORD_BYTES_MAX:  # the shard would refuse it, when others have run on top of it
+            raise InvalidCall(
+                f"what a call writes, sends and returns has at most {RECORD_BYTES_MAX:,} bytes "
+                f"together, here it has {size:,}: split it over several calls"
+            )
         if self._queue_bytes + size > UNSYNCED_BYTES_MAX and self._queue:
             raise Overloaded("too much waits for the disk: back off")
         self._queue_bytes += size
@@ -295,6 +302,8 @@ class RemoteLedger:
 
     def expire(self) -> None:
         """Forgets finished calls whose window is over; the shard does so by itself."""
+        self._finished.take_forgotten(0)  # what a fold would tell the checkpoint: there is none
+        self._promises.take_changes()
         self._finished.expire(self._clock.now())
 
     def sent(self, id: ObjectId, sequence: int, gateway: str) -> None:

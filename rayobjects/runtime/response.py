@@ -47,6 +47,7 @@ class Response(Generic[T]):
         "_encoding",
         "_outcome",
         "_router",
+        "_timer",
         "_waiters",
     )
 
@@ -63,6 +64,7 @@ class Response(Generic[T]):
         self._outcome: Reply | RayObjectsError | Unread | None = None
         self._waiters: list[Any] = []
         self._call: Call | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._caller = caller  # the running call that made it, and the id that it gave it
 
     @contextmanager
@@ -154,11 +156,14 @@ class Response(Generic[T]):
             f"{self._target} has not answered within {timeout_s:g} s, nor said that it was rolled "
             "back: it may have taken effect"
         )
-        self._router.loop.call_later(timeout_s + EXPIRED_GRACE_S, self._replied, error)
+        after_s = timeout_s + EXPIRED_GRACE_S
+        self._timer = self._router.loop.call_later(after_s, self._replied, error)
 
     def _replied(self, outcome: Reply | RayObjectsError) -> None:
         if self._outcome is not None:
             return
+        if self._timer is not None:
+            self._timer.cancel()
         if type(outcome) is Opened:
             if self._encoding != PICKLE:
                 return  # all items come in one reply

@@ -17,6 +17,7 @@ from rayobjects.storage.records import INTENT, SCHEDULE, STEP, TELL, Promise
 
 if TYPE_CHECKING:
     from rayobjects.objects.activation import Activation
+    from rayobjects.objects.host_core import HostCore
 
 KINDS = {"schedule": SCHEDULE, "tell": TELL, "intent": INTENT}
 
@@ -60,19 +61,19 @@ def settle(activation: Activation, how: str, chosen: Chosen) -> str:
             f"the call {chosen.key!r} of {activation.shown} is so old that those it had called may "
             "have forgotten it, and would apply it again: look at their state, then discard it"
         )
-    promised.put(_afresh(promise, activation.host.clock.now()))
+    promised.put(_afresh(activation.host, promise))
     return "retried"
 
 
-def _afresh(promise: Promise, now: float) -> Promise:
-    """The same without its failure."""
-    replace = msgspec.structs.replace
+def _afresh(host: HostCore, promise: Promise) -> Promise:
+    """The same without its failure. A call has an id of its own for each attempt: the new ones must
+    not have those that were used."""
+    replace, now = msgspec.structs.replace, host.clock.now()
     body = promise.body
     if promise.kind == SCHEDULE:
-        body = encode(replace(decode_plan(body), attempts=0))
+        body = encode(replace(decode_plan(body), attempts=0, number=host.new_promise_key()))
     elif promise.kind == TELL:
         told = decode_told(body)
-        # Counted on: each attempt has an id of its own, and this one must run.
         attempts = told.attempts + 1
         body = encode(replace(told, at=now, attempts=attempts, before=attempts))
     return replace(promise, body=body, failed="", due=now)

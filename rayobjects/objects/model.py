@@ -183,8 +183,9 @@ class DurableObject:
                 at once.
             after: how long from now, in seconds or as a timedelta.
             every: a cron expression: "*/5 * * * *".
-            key: names the schedule within the object; one with the same key is replaced. None:
-                a new one.
+            key: names the schedule within the object; one with the same key is replaced, unless
+                it recurs and stands for just the same: so `on_start` may plan it whenever the
+                object wakes. None: a new one.
             zone: the time zone of `every`.
             missed: "each": every time that `every` names is kept, also those that passed while
                 nothing could run; "last": one call makes up for all of them.

@@ -51,6 +51,7 @@ class Firing(msgspec.Struct, array_like=True):
 
     key: str
     due: float
+    number: str
     plan: bytes = b""
 
 
@@ -154,22 +155,18 @@ class Scheduler:
         if entry in self._firing:
             return
         self._firing.add(entry)
-        call = Call(
-            0,
-            *id,
-            decode_plan(promise.body).method,
-            SCHEDULED,
-            encode_firing(Firing(promise.key, promise.due)),
-            _firing_id(id, promise.key, promise.due),
-        )
+        plan = decode_plan(promise.body)
+        firing = encode_firing(Firing(promise.key, promise.due, plan.number))
+        call_id = f"schedule:{id}:{plan.number}:{plan.planned!r}:{plan.attempts}"
+        call = Call(0, *id, plan.method, SCHEDULED, firing, call_id)
 
         def respond(status: int, body: bytes, sequence: int) -> None:
             self._firing.discard(entry)
-            self._answered(entry, status)
+            self._answered(entry, call_id, status)
 
         self._host.submit(call, respond, True, False)
 
-    def _answered(self, entry: tuple[ObjectId, str, float], status: int) -> None:
+    def _answered(self, entry: tuple[ObjectId, str, float], call_id: str, status: int) -> None:
         id, key, due = entry
         if self._closed:
             return
@@ -184,7 +181,7 @@ class Scheduler:
         else:
             self._unanswered.pop(entry, None)
             # Nobody asks for this time of it again, so its reply need not be kept.
-            self._host.ledger.forget(_firing_id(id, key, due))
+            self._host.ledger.forget(call_id)
         self._arm()
 
     def planned_at_once(self, id: ObjectId) -> None:
@@ -213,8 +210,3 @@ class Scheduler:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-
-
-def _firing_id(id: ObjectId, key: str, due: float) -> str:
-    """The id of the call that a schedule makes at a due time."""
-    return f"schedule:{id}:{key}:{due!r}"

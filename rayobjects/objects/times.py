@@ -23,6 +23,17 @@ def due_at(now: float, at: When | None, after: Span | None, every: str | None, z
     Raises:
         InvalidCall: not one of `at`, `after` and `every` was given, or it cannot be understood.
     """
+    due = _due_at(now, at, after, every, zone)
+    try:
+        datetime.fromtimestamp(due, UTC)
+    except (ValueError, OverflowError, OSError):
+        raise InvalidCall(
+            f"a schedule cannot be due at {due!r} seconds after 1970: the years go from 1 to 9999"
+        ) from None
+    return due
+
+
+def _due_at(now: float, at: When | None, after: Span | None, every: str | None, zone: str) -> float:
     if sum(each is not None for each in (at, after, every)) != 1:
         raise InvalidCall("a schedule needs one of at=, after= and every=")
     if at is not None:
@@ -49,19 +60,21 @@ def next_due(every: str, zone: str, after: float) -> float:
     """
     try:
         start = datetime.fromtimestamp(after, ZoneInfo(zone))
-    except (ValueError, OSError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InvalidCall(
             f"there is no time zone {zone!r}: use a name such as 'UTC' or 'Europe/Berlin'"
         ) from error
     try:
-        return next(CronSim(every, start)).astimezone(UTC).timestamp()
+        for found in CronSim(every, start):
+            due = found.astimezone(UTC).timestamp()
+            if due > after:  # where clocks are set back, a time comes twice
+                return due
     except (CronSimError, AttributeError, TypeError) as error:
         raise InvalidCall(
             f"every={every!r} is no cron expression ({error}): minute, hour, day of the month, "
             "month and day of the week, for example '*/5 * * * *'"
         ) from error
-    except StopIteration:
-        raise InvalidCall(f"every={every!r} names a day that never comes") from None
+    raise InvalidCall(f"every={every!r} names a day that never comes")
 
 
 def _number(name: str, value: object) -> float:

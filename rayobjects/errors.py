@@ -196,6 +196,15 @@ def info_from_wire(body: bytes) -> ErrorInfo:
     return _decoder.decode(body)
 
 
+PROCESS_DIED = "ProcessDied"
+"""The `cause_type` of a MethodError for a call that ended its host's process again and again."""
+
+
+def is_deadly(body: bytes) -> bool:
+    """Whether an error on the wire says that: to try such a call again would end more of them."""
+    return info_from_wire(body).cause_type == PROCESS_DIED
+
+
 def from_wire(body: bytes) -> RayObjectsError:
     """Decodes an error that came from a host, with the original exception where it is at hand."""
     info = _decoder.decode(body)

@@ -101,6 +101,9 @@ HELD_WINDOW_S = 7 * 86_400.0
 so long may a host be down without any doubt about what it had done. What is older than that when
 its host comes back is not guessed at, but listed as failed."""
 
+HELD_BYTES_MAX = 256 * MIB
+"""Replies that a shard holds for other objects; beyond, their calls are refused."""
+
 PROMISES_MAX = 1_000_000
 """Schedules, told messages and begun calls that a shard keeps; about 400 MB."""
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from rayobjects.errors import (
+    PROCESS_DIED,
     InvalidCall,
     MethodError,
     Overloaded,
@@ -160,6 +161,8 @@ class Courier:
                 error = from_wire(outcome.body)
         if error is None or was_stopped(error, id):
             self._done(pair, Promise(TELL, self._queues[pair][0].key, open=False), delivery)
+        elif isinstance(error, MethodError) and error.cause_type == PROCESS_DIED:
+            self._give_up(pair, error.message, delivery)
         elif recorded or isinstance(error, MethodError | InvalidCall):
             self._tried(pair, error, delivery)
         else:  # nothing in the receiver's journal says that this id has been used

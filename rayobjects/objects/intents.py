@@ -22,10 +22,12 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from rayobjects.errors import InvalidCall, RayObjectsError
+import msgspec
+
+from rayobjects.errors import InvalidCall, RayObjectsError, info_from_wire, is_deadly
 from rayobjects.ids import ObjectId
 from rayobjects.limits import HELD_WINDOW_S
-from rayobjects.messages import OK, Call, Reply
+from rayobjects.messages import ERROR, OK, Call, Reply
 from rayobjects.objects.commit import no_reply
 from rayobjects.objects.promised import Intent, decode_intent, encode
 from rayobjects.objects.retrying import Retries
@@ -199,7 +201,10 @@ class Intents:
         def respond(status: int, body: bytes, sequence: int) -> None:
             self._running.discard(entry)
             left = host.ledger.promise(id, INTENT, intent.key)
-            if left is not None and not left.failed and host.failed is None:
+            if left is not None and not left.failed and status == ERROR and is_deadly(body):
+                why = info_from_wire(body).message
+                host.note(Record(*id, promises=[msgspec.structs.replace(left, failed=why)]))
+            elif left is not None and not left.failed and host.failed is None:
                 self.later(id, intent.key)
             else:
                 self._attempts.pop(entry, None)

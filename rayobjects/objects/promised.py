@@ -12,7 +12,6 @@ Whatever a call plans, tells or takes back collects here and leaves with its rec
 from __future__ import annotations
 
 from collections.abc import Iterable
-from operator import attrgetter
 
 import msgspec
 
@@ -38,7 +37,7 @@ class Plan(msgspec.Struct, array_like=True):
         planned: the due time that is being kept; `Promise.due` is later while it is retried.
         attempts: how often the method has raised for it.
         context: what the call carries along: that of the one that has planned it.
-        number: tells it from what was planned under the same key before, perhaps for the same time.
+        nonce: tells it from another plan of the same key and time.
     """
 
     method: str
@@ -49,14 +48,7 @@ class Plan(msgspec.Struct, array_like=True):
     planned: float = 0.0
     attempts: int = 0
     context: dict[str, str] | None = None
-    number: str = ""
-
-    def recurs_like(self, other: Plan) -> bool:
-        """Whether both recur, and stand for the same."""
-        return bool(self.every) and _WHAT(self) == _WHAT(other)
-
-
-_WHAT = attrgetter("every", "zone", "missed", "method", "args")
+    nonce: str = ""
 
 
 class Told(msgspec.Struct, array_like=True):

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from rayobjects.errors import info_from_wire, is_deadly
 from rayobjects.ids import ObjectId
 from rayobjects.limits import FIRINGS_AT_ONCE_MAX, LOOP_FIRINGS, LOOP_WITHIN_S
-from rayobjects.messages import OK, REDIRECT, SCHEDULED, Call
+from rayobjects.messages import ERROR, OK, REDIRECT, SCHEDULED, Call
 from rayobjects.objects.promised import decode_plan
 from rayobjects.objects.retrying import Retries
-from rayobjects.storage.records import SCHEDULE, Promise
+from rayobjects.storage.records import SCHEDULE, Promise, Record
 
 if TYPE_CHECKING:
     from rayobjects.objects.host_core import HostCore
@@ -51,7 +52,6 @@ class Firing(msgspec.Struct, array_like=True):
 
     key: str
     due: float
-    number: str
     plan: bytes = b""
 
 
@@ -156,22 +156,32 @@ class Scheduler:
             return
         self._firing.add(entry)
         plan = decode_plan(promise.body)
-        firing = encode_firing(Firing(promise.key, promise.due, plan.number))
-        call_id = f"schedule:{id}:{plan.number}:{plan.planned!r}:{plan.attempts}"
-        call = Call(0, *id, plan.method, SCHEDULED, firing, call_id)
+        call = Call(
+            0,
+            *id,
+            plan.method,
+            SCHEDULED,
+            encode_firing(Firing(promise.key, promise.due)),
+            f"schedule:{id}:{promise.key}:{promise.due!r}:{plan.nonce}",
+        )
 
         def respond(status: int, body: bytes, sequence: int) -> None:
             self._firing.discard(entry)
-            self._answered(entry, call_id, status)
+            self._answered(entry, call.id, status, body)
 
         self._host.submit(call, respond, True, False)
 
-    def _answered(self, entry: tuple[ObjectId, str, float], call_id: str, status: int) -> None:
+    def _answered(
+        self, entry: tuple[ObjectId, str, float], call_id: str, status: int, body: bytes
+    ) -> None:
         id, key, due = entry
         if self._closed:
             return
         promise = self._present(id, key, due)
-        if promise is not None:
+        if promise is not None and status == ERROR and is_deadly(body):
+            failed = msgspec.structs.replace(promise, failed=info_from_wire(body).message)
+            self._host.note(Record(*id, promises=[failed]))
+        elif promise is not None:
             # It never came to run, so nothing in the journal says when to try again.
             if status == REDIRECT:
                 self._host.wake(id)

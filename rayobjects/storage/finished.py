@@ -44,7 +44,10 @@ class FinishedCalls:
     """Used on the loop's thread. What it hands out is never changed: a fold may be reading it.
 
     Args:
-        bytes_max: of all replies together.
+        bytes_max: of all replies together that are not held.
+
+    Attributes:
+        held_bytes: of those that are.
     """
 
     def __init__(self, bytes_max: int = FINISHED_BYTES_MAX) -> None:
@@ -57,6 +60,7 @@ class FinishedCalls:
         self._forgotten: list[Finished] = []
         self._bytes_max = bytes_max
         self._bytes = 0
+        self.held_bytes = 0
 
     def __len__(self) -> int:
         return len(self._by_id) + len(self._shared) + len(self._dropped) + len(self._held)
@@ -71,7 +75,7 @@ class FinishedCalls:
         call_id = finished.call_id
         if finished.held:  # its id follows from its caller's: no other object has the same
             before = self._held.pop(call_id, None)
-            self._bytes += len(finished.reply) - (len(before.reply) if before is not None else 0)
+            self.held_bytes += len(finished.reply) - (len(before.reply) if before else 0)
             self._held[call_id] = finished
             return
         other = self._by_id.get(call_id)
@@ -144,7 +148,9 @@ class FinishedCalls:
             finished = self._held.pop(call_id, None)
             if finished is None:
                 return False
+            self.held_bytes -= len(finished.reply)
             self._forgotten.append(finished)
+            return True
         self._bytes -= len(finished.reply)
         return True
 
@@ -154,7 +160,7 @@ class FinishedCalls:
         self._bytes -= _drop_oldest(self._by_id, oldest)
         self._bytes -= _drop_oldest(self._shared, oldest)
         _drop_oldest(self._dropped, oldest)
-        self._bytes -= _drop_oldest(self._held, now - HELD_WINDOW_S)
+        self.held_bytes -= _drop_oldest(self._held, now - HELD_WINDOW_S)
 
     def take_forgotten(self, folded: int) -> list[str]:
         """Ids of held calls that were forgotten since the last time and that the checkpoint has:

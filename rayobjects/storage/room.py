@@ -5,6 +5,7 @@ from __future__ import annotations
 from rayobjects.errors import Overloaded
 from rayobjects.limits import (
     FINISHED_CALLS_MAX,
+    HELD_BYTES_MAX,
     MEMTABLE_BYTES_MAX,
     PROMISES_BYTES_MAX,
     PROMISES_MAX,
@@ -24,6 +25,10 @@ def check_room(shard: str, record: Record, memtable_bytes: int, indexes: Indexes
         raise Overloaded(
             f"{shard} keeps {FINISHED_CALLS_MAX:,} finished calls: back off until the oldest have "
             "left their window"
+        )
+    if record.held and indexes.calls.held_bytes + len(record.reply) > HELD_BYTES_MAX:
+        raise Overloaded(
+            f"{shard} holds {HELD_BYTES_MAX:,} bytes of replies for other objects: back off"
         )
     if record.promises:
         promises = indexes.promises

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import msgspec
 import typer
 
-from rayobjects.cli import classes
+from rayobjects.cli import classes, promises
 from rayobjects.cli.output import (
     INTERRUPTED,
     fail,
@@ -206,6 +206,10 @@ def delete(
 
 app.command()(classes.rename)
 app.command("delete-class")(classes.delete_class)
+app.command()(promises.schedules)
+app.command()(promises.intents)
+app.command()(promises.retry)
+app.command()(promises.discard)
 
 
 @app.command()

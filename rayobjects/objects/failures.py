@@ -6,11 +6,13 @@ is a call of the object like any other, so it takes effect once and in order wit
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from rayobjects.errors import InvalidCall
+from rayobjects.ids import ObjectId
 from rayobjects.objects.intents import steps_of, too_old
 from rayobjects.objects.promised import decode_intent, decode_plan, decode_told, encode
 from rayobjects.storage.records import INTENT, SCHEDULE, STEP, TELL, Promise
@@ -102,3 +104,32 @@ def described(promise: Promise) -> dict[str, Any]:
         }
     intent = decode_intent(promise.body)
     return fields | {"kind": "intent", "method": intent.method, "since": intent.now}
+
+
+def listed(
+    promises: Iterable[tuple[ObjectId, Promise]],
+    kinds: Iterable[str],
+    class_name: str,
+    failed: bool,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """Those of the promises that are asked for, the next one first, in JSON types.
+
+    Args:
+        kinds: as in `KINDS`.
+        class_name: only of this class's objects; "" for all.
+        failed: only what was given up.
+    """
+    wanted = {KINDS[kind] for kind in kinds}
+    chosen = [
+        (promise.due, id, promise)
+        for id, promise in promises
+        if promise.kind in wanted
+        and (not class_name or id.class_name == class_name)
+        and (promise.failed or not failed)
+    ]
+    chosen.sort(key=lambda each: (each[0], each[1], each[2].key))
+    return [
+        {"class": id.class_name, "name": id.name} | described(promise)
+        for _, id, promise in chosen[:limit]
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,8 +13,10 @@ from rayobjects.errors import InvalidCall
 from rayobjects.ids import check_object_name
 from rayobjects.messages import JSON, SYSTEM
 from rayobjects.runtime import placement
+from rayobjects.runtime.asking import answer
 from rayobjects.runtime.configuration import (
     delete_configuration,
+    no_class,
     read_catalog,
     read_configuration,
 )
@@ -126,6 +129,54 @@ def delete_object(class_name: str, name: str) -> bool:
 def list_objects(class_name: str, prefix: str = "", after: str = "", limit: int = 100) -> list[str]:
     """Names of a class's objects that exist."""
     return Namespace[Any](class_name).list(prefix, after, limit)
+
+
+def list_promises(
+    kinds: Sequence[str], class_name: str | None, failed: bool, limit: int
+) -> list[dict[str, Any]]:
+    """What objects have promised and not done, the next one first, as JSON types.
+
+    Args:
+        kinds: "schedule", "tell", "intent".
+        class_name: only this class's objects; None for all.
+        failed: only what was given up.
+        limit: at most so many.
+
+    Raises:
+        InvalidCall: this cluster runs no rayobjects, or there is no such class.
+        Unavailable: a host could not be asked.
+    """
+    configuration = read_configuration()
+    if configuration is None:
+        raise InvalidCall("this Ray cluster runs no rayobjects: start it with `rayobjects serve`")
+    catalog = read_catalog()
+    info = catalog.find(class_name) if class_name is not None else None
+    if class_name is not None and info is None:
+        raise no_class(class_name, catalog.classes)
+    asked = {}
+    for shard in range(configuration.shards):
+        host = placement.shard_host(shard)
+        handle = placement.locate_blocking(host, configuration, None)
+        asked[host] = handle.list_promises.remote(
+            list(kinds), info.key if info is not None else "", failed, limit
+        )
+    found = [each for host, reference in asked.items() for each in answer(reference, 30.0, host)]
+    names = {each.key: each.name for each in catalog.classes.values()}
+    for each in found:
+        each["class"] = names.get(each["class"], each["class"])
+    found.sort(key=lambda each: (each["due"], each["class"], each["name"], each["key"]))
+    return found[:limit]
+
+
+def settle_promise(class_name: str, name: str, how: str, kind: str, key: str) -> str:
+    """Retries or discards one of an object's promises; returns "retried" or "discarded".
+
+    Raises:
+        InvalidCall: there is none of this kind and key, or it has not failed.
+    """
+    chosen = json.dumps({"kind": kind, "key": key}).encode()
+    done: str = _ask(class_name, name, how, SYSTEM, chosen)
+    return done
 
 
 def _ask(class_name: str, name: str, method: str, encoding: int, args: bytes) -> Any:

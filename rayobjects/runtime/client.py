@@ -119,6 +119,7 @@ def init(
                 else ray.get_runtime_context().get_node_id(),
             )
         )
+        _start_others(configuration)
     elif root is not None and root != configuration.root:
         raise InvalidCall(
             f"this cluster stores its objects in {configuration.root}, not in {root}: leave "
@@ -127,6 +128,13 @@ def init(
     process.attach(configuration)
     if handed is not None and handed.name != read_around_name():
         _put_in_force(handed)
+
+
+def _start_others(configuration: Configuration) -> None:
+    """Starts the hosts of all shards, and does not wait for them: their objects may have something
+    to do that came due while nothing ran."""
+    for shard in range(1, configuration.shards):
+        placement.locate_blocking(placement.shard_host(shard), configuration, None).start.remote()
 
 
 def _put_in_force(handed: Handed) -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from rayobjects.errors import InvalidCall, RayObjectsError, StorageFailed, to_wire
 from rayobjects.ids import ObjectId
+from rayobjects.objects import failures
 from rayobjects.objects.catalog import ClassInfo, ObjectClass
 from rayobjects.objects.ledger import Ledger
 from rayobjects.runtime import hosts_log, placement
@@ -137,6 +138,19 @@ class ShardHost(BaseHost):
         await self._opened()
         assert self.shard is not None
         return await self.shard.list_objects(class_name, prefix, after, limit)
+
+    async def list_promises(
+        self, kinds: list[str], class_key: str, failed: bool, limit: int
+    ) -> list[dict[str, Any]]:
+        """What the objects of this shard have promised and not done, the next one first.
+
+        Args:
+            class_key: only this class's; "" for all.
+            failed: only what was given up.
+        """
+        await self._opened()
+        assert self.shard is not None
+        return failures.listed(self.shard.promises(), kinds, class_key, failed, limit)
 
     async def object_exists(self, class_name: str, name: str) -> bool:
         """Whether something is committed for an object of this shard."""

@@ -73,7 +73,7 @@ def _afresh(host: HostCore, promise: Promise) -> Promise:
     replace, now = msgspec.structs.replace, host.clock.now()
     body = promise.body
     if promise.kind == SCHEDULE:
-        body = encode(replace(decode_plan(body), attempts=0, number=host.new_promise_key()))
+        body = encode(replace(decode_plan(body), attempts=0, nonce=host.new_promise_key()))
     elif promise.kind == TELL:
         told = decode_told(body)
         attempts = told.attempts + 1

@@ -12,6 +12,7 @@ Whatever a call plans, tells or takes back collects here and leaves with its rec
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 
 import msgspec
 
@@ -37,7 +38,7 @@ class Plan(msgspec.Struct, array_like=True):
         planned: the due time that is being kept; `Promise.due` is later while it is retried.
         attempts: how often the method has raised for it.
         context: what the call carries along: that of the one that has planned it.
-        nonce: tells it from another plan of the same key and time.
+        nonce: tells it from what was planned under the same key before, perhaps for the same time.
     """
 
     method: str
@@ -49,6 +50,13 @@ class Plan(msgspec.Struct, array_like=True):
     attempts: int = 0
     context: dict[str, str] | None = None
     nonce: str = ""
+
+    def recurs_like(self, other: Plan) -> bool:
+        """Whether both recur, and stand for the same."""
+        return bool(self.every) and _WHAT(self) == _WHAT(other)
+
+
+_WHAT = attrgetter("every", "zone", "missed", "method", "args")
 
 
 class Told(msgspec.Struct, array_like=True):

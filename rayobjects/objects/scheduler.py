@@ -52,6 +52,7 @@ class Firing(msgspec.Struct, array_like=True):
 
     key: str
     due: float
+    nonce: str
     plan: bytes = b""
 
 
@@ -156,18 +157,13 @@ class Scheduler:
             return
         self._firing.add(entry)
         plan = decode_plan(promise.body)
-        call = Call(
-            0,
-            *id,
-            plan.method,
-            SCHEDULED,
-            encode_firing(Firing(promise.key, promise.due)),
-            f"schedule:{id}:{promise.key}:{promise.due!r}:{plan.nonce}",
-        )
+        firing = encode_firing(Firing(promise.key, promise.due, plan.nonce))
+        call_id = f"schedule:{id}:{plan.nonce}:{plan.planned!r}:{plan.attempts}"
+        call = Call(0, *id, plan.method, SCHEDULED, firing, call_id)
 
         def respond(status: int, body: bytes, sequence: int) -> None:
             self._firing.discard(entry)
-            self._answered(entry, call.id, status, body)
+            self._answered(entry, call_id, status, body)
 
         self._host.submit(call, respond, True, False)
 

@@ -96,8 +96,8 @@ def plan(
         raise InvalidCall(f"missed is {EACH!r} or {LAST!r}, not {missed!r}")
     if key is None:
         key = context.new_name() or context.activation.host.new_promise_key()
-    elif not isinstance(key, str) or not 0 < len(key.encode()) <= KEY_BYTES_MAX:
-        raise InvalidCall(f"a schedule's key is a text of 1 to {KEY_BYTES_MAX:,} bytes")
+    elif not _is_key(key):
+        raise InvalidCall(f"a schedule's key is a text of 1 to {KEY_BYTES_MAX:,} bytes of UTF-8")
     due = due_at(context.now, at, after, every, zone)
     pickled = values.dump_arguments(tuple(args), dict(keywords))
     if len(pickled) > VALUE_BYTES_MAX:
@@ -105,12 +105,20 @@ def plan(
             f"the arguments of a schedule have at most {VALUE_BYTES_MAX:,} bytes, these have "
             f"{len(pickled):,}: keep them in the object's storage"
         )
-    nonce = context.activation.host.new_promise_key()
-    body = Plan(
-        name, pickled, every or "", zone, missed, due, context=carried.kept(context), nonce=nonce
-    )
+    body = Plan(name, pickled, every or "", zone, missed, due, context=carried.kept(context))
+    before = state.promised.schedule(key)
+    if before is not None and not before.failed and body.recurs_like(decode_plan(before.body)):
+        return key  # else one that plans itself whenever it wakes would put off what has woken it
+    body.nonce = context.activation.host.new_promise_key()
     state.promised.put(Promise(SCHEDULE, key, due, encode(body)))
     return key
+
+
+def _is_key(key: object) -> bool:
+    try:
+        return isinstance(key, str) and 0 < len(key.encode()) <= KEY_BYTES_MAX
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
 
 
 def unplan(state: State, key: str) -> bool:
@@ -154,7 +162,8 @@ def due(activation: Activation, call: Call) -> tuple[Promise, Plan] | None:
     promise = activation.state.promised.schedule(firing.key)
     if promise is None or promise.failed or promise.due != firing.due:
         return None
-    return promise, decode_plan(promise.body)
+    body = decode_plan(promise.body)
+    return (promise, body) if body.nonce == firing.nonce else None
 
 
 def ended(activation: Activation, call: Call) -> None:
@@ -229,7 +238,7 @@ def _hand_over(
     together with its plan, and the schedule is done with this time."""
     assert begun.intent is not None
     intent = decode_intent(begun.intent.body)
-    firing = Firing(firing.key, firing.due, firing.plan or promise.body)
+    firing = msgspec.structs.replace(firing, plan=firing.plan or promise.body)
     intent = msgspec.structs.replace(intent, method=body.method, args=encode_firing(firing))
     begun.intent = msgspec.structs.replace(begun.intent, body=encode(intent))
     if activation.state.promised.schedule(promise.key) is not None:

@@ -91,14 +91,14 @@ def _list(
     now = datetime.now(UTC)
     print_table(
         f"{len(found):,} {what}{', and perhaps more' if len(found) == limit else ''}",
-        ["object", "kind", "calls", "key", "when", "attempts", "failed"],
+        ["object", "kind", "calls", "key", "when", "", "attempts", "failed"],
         [
             [
                 f"{each['class']}/{each['name']}",
                 each["kind"],
                 _calls(each),
                 each["key"],
-                _when(each, now),
+                *_when(each, now),
                 each.get("attempts", 0),
                 each["failed"],
             ]
@@ -113,11 +113,11 @@ def _calls(each: dict[str, Any]) -> str:
     return f"{to}{each['method']}{every}"
 
 
-def _when(each: dict[str, Any], now: datetime) -> str:
+def _when(each: dict[str, Any], now: datetime) -> tuple[str, str]:
     """In the local time, and how far that is from now."""
     at = datetime.fromtimestamp(each["due"] or each.get("since", 0.0), UTC)
     seconds = (at - now).total_seconds()
-    return f"{at.astimezone():%Y-%m-%d %H:%M:%S} ({_span(abs(seconds), past=seconds < 0)})"
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S}", _span(abs(seconds), past=seconds < 0)
 
 
 def _span(seconds: float, *, past: bool) -> str:

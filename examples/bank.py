@@ -1,0 +1,132 @@
+"""A bank: money moves between accounts, and none is made or lost, whoever crashes meanwhile.
+
+    rayobjects serve examples/bank.py
+
+    url=http://127.0.0.1:8000/objects
+    curl $url/Account/ann/deposit --json '{"amount": 100}'
+    curl $url/Account/ann/transfer --json '{"to": "bob", "amount": 30, "note": "Lunch"}'
+    curl $url/Account/bob/statement --json '{}'
+
+There are two kinds of accounts, for the two ways of moving money:
+
+    Account         tells the other one. What is told belongs to the transfer: it is sent if that
+                    takes effect, and applied once. Nothing waits, and no two accounts wait for each
+                    other.
+    LimitedAccount  asks the other one, which may refuse: it holds no more than its limit. The
+                    transfer waits for the answer, and where that is no, it has not happened. If the
+                    host dies in the middle, the next one runs it again, and what was applied is not
+                    applied twice.
+
+Neither has a line of code for any of that.
+"""
+
+from dataclasses import dataclass
+
+import rayobjects as ro
+
+STATEMENT_ENTRIES = 100
+
+
+@dataclass
+class Entry:
+    """A line of a statement.
+
+    Attributes:
+        amount: what came in; what went out is negative.
+        other: the account that it came from or went to; "" for cash.
+        at: when, in ISO 8601.
+        balance: after it.
+    """
+
+    amount: int
+    other: str
+    note: str
+    at: str
+    balance: int
+
+
+class _Book(ro.DurableObject):
+    """What both kinds have: a balance, and a statement."""
+
+    balance: int = ro.durable(0)
+    entries: int = ro.durable(0)
+
+    def deposit(self, amount: int, note: str = "cash") -> int:
+        """Pays cash in; returns the balance."""
+        self._book(_positive(amount), "", note)
+        return self.balance
+
+    def withdraw(self, amount: int, note: str = "cash") -> int:
+        """Pays cash out; returns the balance."""
+        self._pay(amount, "", note)
+        return self.balance
+
+    def statement(self, limit: int = STATEMENT_ENTRIES) -> list[Entry]:
+        """The last entries, the newest first."""
+        found = self.storage.list(reverse=True, limit=limit).values()
+        return [Entry(**each) for each in found]
+
+    def _pay(self, amount: int, other: str, note: str) -> None:
+        if _positive(amount) > self.balance:
+            raise ro.InvalidCall(f"{self.id.name} has {self.balance} only", status=409)
+        self._book(-amount, other, note)
+
+    def _book(self, amount: int, other: str, note: str) -> None:
+        self.balance += amount
+        self.entries += 1
+        self.storage[f"{self.entries:012}"] = {
+            "amount": amount,
+            "other": other,
+            "note": note,
+            "at": self.now().isoformat(),
+            "balance": self.balance,
+        }
+
+
+class Account(_Book):
+    """Tells other accounts what they get."""
+
+    def transfer(self, to: str, amount: int, note: str = "") -> int:
+        """Pays to another account; returns the balance. The money is there soon."""
+        self._pay(amount, to, note)
+        ro.namespace("Account").get(to).receive.tell(self.id.name, amount, note)
+        return self.balance
+
+    @ro.internal
+    def receive(self, sender: str, amount: int, note: str) -> None:
+        """For other accounts."""
+        self._book(amount, sender, note)
+
+
+class LimitedAccount(_Book):
+    """Asks other accounts whether they take it."""
+
+    limit: int = ro.durable(1_000_000)
+
+    def set_limit(self, limit: int) -> None:
+        """The most that the account may hold after a transfer to it."""
+        self.limit = limit
+
+    async def transfer(self, to: str, amount: int, note: str = "") -> int:
+        """Pays to another account; returns the balance. The money is there.
+
+        Two that pay to each other at the same moment wait for each other: then the younger transfer
+        fails with `ro.Deadlock`, and has not happened: call it again.
+        """
+        self._pay(amount, to, note)
+        other = ro.namespace("LimitedAccount").get(to)
+        await other.receive.remote(self.id.name, amount, note)
+        return self.balance
+
+    @ro.internal
+    def receive(self, sender: str, amount: int, note: str) -> None:
+        """For other accounts."""
+        if self.balance + amount > self.limit:
+            raise ro.InvalidCall(f"{self.id.name} may not hold more than {self.limit}", status=409)
+        self._book(amount, sender, note)
+
+
+def _positive(amount: int) -> int:
+    if amount <= 0:
+        raise ro.InvalidCall(f"an amount is more than 0, not {amount}", status=422)
+    return amount

@@ -202,6 +202,7 @@ class Intents:
             self._running.discard(entry)
             left = host.ledger.promise(id, INTENT, intent.key)
             if left is not None and not left.failed and status == ERROR and is_deadly(body):
+                self._attempts.pop(entry, None)
                 why = info_from_wire(body).message
                 host.note(Record(*id, promises=[msgspec.structs.replace(left, failed=why)]))
             elif left is not None and not left.failed and host.failed is None:

@@ -71,7 +71,7 @@ def test_status(counter: Served) -> None:
     assert status["url"] == counter.url
     assert status["storage"] == str(counter.directory / "data")
     assert [each["name"] for each in status["classes"]] == ["Counter"]
-    assert status["classes"][0]["methods"] == ["increment", "value"]
+    assert status["classes"][0]["methods"] == ["increment", "value", "watch"]
     assert all(host["state"] == "alive" for host in status["hosts"])
     for_people = counter.run("status").stdout
     assert counter.url in for_people

@@ -48,6 +48,10 @@ class HostClasses:
                 loading = asyncio.ensure_future(asyncio.to_thread(_load, name))
                 self._loading[name] = loading
                 loading.add_done_callback(partial(self._take, name))
+            if loading.done():  # its callback has not run: to wait here would be no wait at all
+                self._take(name, loading)
+                loading.result()
+                continue
             await asyncio.shield(loading)  # and again, if it became outdated meanwhile
 
     def _take(self, name: str, done: asyncio.Future[ObjectClass]) -> None:

@@ -21,6 +21,7 @@ Neither has a line of code for any of that.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import rayobjects as ro
 
@@ -66,6 +67,9 @@ class _Book(ro.DurableObject):
         found = self.storage.list(reverse=True, limit=limit).values()
         return [Entry(**each) for each in found]
 
+    def _other(self, name: str) -> Any:
+        return ro.namespace(self.id.class_name).get(name)
+
     def _pay(self, amount: int, other: str, note: str) -> None:
         if _positive(amount) > self.balance:
             raise ro.InvalidCall(f"{self.id.name} has {self.balance} only", status=409)
@@ -89,7 +93,7 @@ class Account(_Book):
     def transfer(self, to: str, amount: int, note: str = "") -> int:
         """Pays to another account; returns the balance. The money is there soon."""
         self._pay(amount, to, note)
-        ro.namespace("Account").get(to).receive.tell(self.id.name, amount, note)
+        self._other(to).receive.tell(self.id.name, amount, note)
         return self.balance
 
     @ro.internal
@@ -114,8 +118,7 @@ class LimitedAccount(_Book):
         fails with `ro.Deadlock`, and has not happened: call it again.
         """
         self._pay(amount, to, note)
-        other = ro.namespace("LimitedAccount").get(to)
-        await other.receive.remote(self.id.name, amount, note)
+        await self._other(to).receive.remote(self.id.name, amount, note)
         return self.balance
 
     @ro.internal

@@ -29,11 +29,13 @@ from typing import Any
 
 from rayobjects.clock import Clock
 from rayobjects.errors import MethodError, to_wire
+from rayobjects.ids import ObjectId
 from rayobjects.limits import FINISHED_WINDOW_S
 from rayobjects.messages import ERROR, OPENED, Call
 from rayobjects.objects.commit import Respond
 from rayobjects.objects.host_core import HostCore
 from rayobjects.runtime.death_notes import DeathNotes, Key, Suspect, key_of
+from rayobjects.storage.records import INTENT
 
 logger = logging.getLogger("rayobjects")
 
@@ -72,12 +74,17 @@ class Probation:
         self._waiting.clear()
         self._first = None
 
-    def take(self, call: Call, respond: Respond, run: Run) -> None:
-        """Runs a call: now, when it is its turn, or not at all."""
+    def take(self, call: Call, respond: Respond, run: Run, retried: float = 0.0) -> None:
+        """Runs a call: now, when it is its turn, or not at all.
+
+        Args:
+            retried: when somebody had it retried after it was given up: then it begins anew,
+                without suspicion.
+        """
         if self._clock.monotonic() > self._ends_at and not self._suspects:
             run(call, respond)
             return
-        key = key_of(call.class_name, call.name, call.id)
+        key = key_of(call.class_name, call.name, f"{call.id}@{retried!r}" if retried else call.id)
         suspect = self._suspects.get(key)
         if suspect is None:
             run(call, _Noted(self, key, self._notes.begin(key), respond))
@@ -145,7 +152,8 @@ class CoreOnProbation(HostCore):
         def run(call: Call, respond: Respond) -> None:
             super(CoreOnProbation, self).submit(call, respond, explicit, resent)
 
-        self._probation.take(call, respond, run)
+        intent = self.ledger.promise(ObjectId(call.class_name, call.name), INTENT, call.id)
+        self._probation.take(call, respond, run, intent.due if intent is not None else 0.0)
 
 
 def _suspected(

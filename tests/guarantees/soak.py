@@ -50,9 +50,10 @@ def parts(examples: int, rounds: int) -> Iterator[Part]:
     )
     yield Part("storage", "tests/storage", {"RAYOBJECTS_EXAMPLES": str(max(1, examples // 5))})
     if rounds:
-        yield Part(
-            "kills", "tests/ray/test_counters_under_kill.py", {"RAYOBJECTS_ROUNDS": str(rounds)}
-        )
+        for name in ("counters", "bank"):
+            yield Part(
+                name, f"tests/ray/test_{name}_under_kill.py", {"RAYOBJECTS_ROUNDS": str(rounds)}
+            )
 
 
 def run(part: Part, seed: int, logs: Path) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rayobjects.errors import (
@@ -69,10 +69,9 @@ class Response(Generic[T]):
 
     @contextmanager
     def _awaited(self) -> Iterator[None]:
-        """While somebody waits for it: the running call waits for that object (`deadlocks`)."""
-        if self._caller is None:
-            yield
-            return
+        """While its caller, a running call, waits for it: that waits for the object that it has
+        called (`deadlocks`)."""
+        assert self._caller is not None
         context, call_id = self._caller
         context.awaits[call_id] = self._called[:2]
         try:
@@ -122,7 +121,7 @@ class Response(Generic[T]):
                 )
             event = threading.Event()
             self._waiters.append(event)
-            with self._awaited():
+            with nullcontext() if self._caller is None else self._awaited():
                 if self._outcome is None and not event.wait(timeout_s):
                     raise DeadlineExceeded(
                         f"{self._target} has not answered within {timeout_s:g} s; it may still "
@@ -141,8 +140,11 @@ class Response(Generic[T]):
             # The other thread sets the outcome first and looks at the waiters second, this one
             # adds the waiter first and looks at the outcome second: one of them sees the other.
             if self._outcome is None:
-                with self._awaited():
+                if self._caller is None:  # the common case, without the cost of a `with`
                     yield from future
+                else:
+                    with self._awaited():
+                        yield from future
 
     def __aiter__(self) -> StreamReader[Any]:
         return StreamReader(self)

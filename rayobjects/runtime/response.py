@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rayobjects.errors import (
@@ -69,9 +69,10 @@ class Response(Generic[T]):
 
     @contextmanager
     def _awaited(self) -> Iterator[None]:
-        """While its caller, a running call, waits for it: that waits for the object that it has
-        called (`deadlocks`)."""
-        assert self._caller is not None
+        """While somebody waits for it: the running call waits for that object (`deadlocks`)."""
+        if self._caller is None:
+            yield
+            return
         context, call_id = self._caller
         context.awaits[call_id] = self._called[:2]
         try:
@@ -121,7 +122,7 @@ class Response(Generic[T]):
                 )
             event = threading.Event()
             self._waiters.append(event)
-            with nullcontext() if self._caller is None else self._awaited():
+            with self._awaited():
                 if self._outcome is None and not event.wait(timeout_s):
                     raise DeadlineExceeded(
                         f"{self._target} has not answered within {timeout_s:g} s; it may still "

@@ -1,12 +1,15 @@
-"""Channels over Unix sockets, and those that Ray's calls carry, lose nothing when a host dies."""
+"""Channels over Unix sockets, and those that Ray's calls carry: both bring calls, streams and what
+ends them, and lose nothing when a host dies."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
 
 import pytest
+from served import wait_until
 
 import rayobjects as ro
 from rayobjects.runtime import admin, link, process
@@ -17,6 +20,18 @@ class Tally(ro.DurableObject):
 
     def add(self) -> int:
         self.count += 1
+        return self.count
+
+    @ro.concurrent
+    async def counted(self, items: int) -> AsyncIterator[int]:
+        try:
+            for number in range(items):
+                yield number
+        finally:
+            async with self.turn():
+                self.count += 1
+
+    def value(self) -> int:
         return self.count
 
 
@@ -52,3 +67,27 @@ def test_calls_and_kills(hosting: str, carried_by: str) -> None:
         return await asyncio.gather(*first, *(stub.add.remote() for _ in range(100)))
 
     assert asyncio.run(run()) == list(range(2, 202))
+
+
+def test_streams(hosting: str, carried_by: str) -> None:
+    process.detach()
+    tallies = ro.deploy(Tally)
+    stub = tallies.get(f"streams by {carried_by}")
+
+    async def run() -> None:
+        items = [item async for item in stub.counted.remote(1_000)]
+        assert items == list(range(1_000))
+
+        stopped = stub.counted.remote(1_000_000)
+        reader = aiter(stopped)
+        while await anext(reader) < 100:
+            pass
+        await reader.aclose()
+
+        async def total(number: int) -> int:
+            return sum([item async for item in stub.counted.remote(number)])
+
+        assert await asyncio.gather(*map(total, range(20))) == [sum(range(n)) for n in range(20)]
+
+    asyncio.run(run())
+    wait_until(lambda: stub.value.remote().result(60) == 22, "every stream is closed")

@@ -1,6 +1,10 @@
-"""The pages of examples/game.py and examples/reminders.py in real browsers, served together."""
+"""The pages of examples/game.py, examples/reminders.py and examples/assistant.py in real browsers,
+served together."""
 
+import json
+import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,18 +18,23 @@ pytestmark = pytest.mark.timeout(300)
 APP = f"""
 import sys
 sys.path.insert(0, {str(EXAMPLES)!r})
-import game, reminders
+import assistant, game, reminders
+from assistant import Assistant
 from game import Game, Player
 from reminders import Reminders
-pages = {{"/": game.pages["/"], "/reminders": reminders.pages["/"]}}
+pages = {{
+    "/": game.pages["/"],
+    "/reminders": reminders.pages["/"],
+    "/assistant": assistant.pages["/"],
+}}
 """
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     directory = tmp_path_factory.mktemp("pages")
-    (directory / "both.py").write_text(APP)
-    with Served(directory / "both.py", directory) as started:
+    (directory / "all.py").write_text(APP)
+    with Served(directory / "all.py", directory) as started:
         yield started
 
 
@@ -133,4 +142,38 @@ def test_reminders(served: Served, browser: Browser, tmp_path: Path) -> None:
     page.get_by_role("button", name="Again in 10 min: Now").click()
     expect(upcoming).to_have_count(2, timeout=WITHIN_MS)
     page.screenshot(path=tmp_path / "reminders.png")
+    page.close()
+
+
+def test_an_assistant_in_an_actor_of_its_own(
+    served: Served, browser: Browser, tmp_path: Path
+) -> None:
+    """What it was taught is there again after its actor was killed."""
+    phone = {"width": 390, "height": 844}
+    page = browser.new_context(viewport=phone, color_scheme="dark").new_page()
+    page.goto(f"{served.url}/assistant#ann")
+    expect(page.locator("#empty")).to_be_visible(timeout=WITHIN_MS)
+    talk = page.locator("#talk li")
+
+    def ask(question: str) -> None:
+        page.get_by_label("Question").fill(question)
+        page.get_by_role("button", name="Ask").click()
+
+    page.get_by_role("button", name="Teach").click()
+    page.get_by_label("Text").fill("Cats <b>chase</b> red dots. Dogs chase blue cars.")
+    page.get_by_role("dialog").get_by_role("button", name="Teach").click()
+    expect(page.get_by_role("dialog")).to_be_hidden(timeout=WITHIN_MS)
+    ask("What do cats do?")
+    told = ["What do cats do?", "Cats <b>chase</b> red dots."]
+    expect(talk).to_have_text(told, timeout=WITHIN_MS)
+    status = json.loads(served.run("status", "--json").stdout)
+    (pid,) = (each["figures"]["pid"] for each in status["hosts"] if each["name"] == "Assistant/ann")
+    os.kill(pid, signal.SIGKILL)
+    ask("And cars?")
+    told += ["And cars?", "Dogs chase blue cars."]
+    expect(talk).to_have_text(told, timeout=WITHIN_MS)
+    expect(page.locator("li.coming")).to_have_count(0, timeout=WITHIN_MS)
+    page.reload()
+    expect(talk).to_have_text(told, timeout=WITHIN_MS)
+    page.screenshot(path=tmp_path / "assistant.png")
     page.close()

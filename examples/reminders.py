@@ -13,6 +13,9 @@ Without the page:
 
 Everybody's reminders are one object. It sleeps until one is due, and rings though everything was
 stopped and started again meanwhile: late rather than never, and once.
+
+This is the second version of the class. Whoever has reminders of the first one serves this file
+with the same storage: `on_upgrade` converts each object when it wakes.
 """
 
 import json
@@ -64,6 +67,15 @@ class Reminders(ro.DurableObject):
 
     made: int = ro.durable(0)
     rang: int = ro.durable(0)
+    texts: dict[str, str] = ro.durable(factory=dict)  # by key; only the first version fills it
+
+    def on_upgrade(self, from_version: int) -> None:
+        """The first version had all texts in one attribute, and wrote all of them anew with each
+        reminder; now each has a key in the storage. Whether there is something to convert is seen
+        from the state, so it does no harm that every other change of the class comes here, too."""
+        for key, text in self.texts.items():
+            self.storage[f"text/{key}"] = text
+        self.texts = {}
 
     def remind(
         self,

@@ -17,6 +17,30 @@ reminders = example("reminders")
 BEGINNING = datetime(2026, 3, 27, 12, tzinfo=UTC)  # a Friday; on Sunday the clocks go forward
 
 
+def first_version() -> type[ro.DurableObject]:
+    """What the class was, in part: the texts of all reminders in one attribute."""
+
+    class Reminders(ro.DurableObject):
+        made: int = ro.durable(0)
+        rang: int = ro.durable(0)
+        texts: dict[str, str] = ro.durable(factory=dict)
+
+        def remind(self, text: str, after_s: float | None = None, every: str | None = None) -> str:
+            self.made += 1
+            key = f"{self.made:06}"
+            self.schedule(self._ring, key, key=key, after=after_s, every=every, missed="last")
+            self.texts[key] = text
+            return key
+
+        def on_connect(self, ws: ro.WebSocket) -> None:
+            """Pages see what changes."""
+
+        def _ring(self, key: str) -> None:
+            raise AssertionError("not before the new version is there")
+
+    return Reminders
+
+
 def run(test: Callable[[LocalHost, LocalStub], Awaitable[None]]) -> None:
     async def main() -> None:
         clock = ManualClock(BEGINNING.timestamp())
@@ -105,6 +129,58 @@ def test_cancel_and_snooze() -> None:
             await ann.snooze.remote(9)
 
     run(test)
+
+
+@pytest.mark.parametrize("end", ["live", "asleep", "power failure"])
+def test_reminders_of_the_first_version_ring_in_the_second(end: str) -> None:
+    async def test() -> None:
+        clock = ManualClock(BEGINNING.timestamp())
+        async with LocalHost([first_version()], clock=clock) as host:
+            ann = host.get("Reminders", "ann")
+            await ann.remind.remote("Tea", after_s=60)
+            cake = await ann.remind.remote("Cake", after_s=90)
+            await ann.remind.remote("Pill", every="0 */6 * * *")
+            socket = await host.connect(ann) if end == "live" else None
+            if end == "asleep":
+                await host.evict(ann)
+            await host.deploy(reminders.Reminders)
+            if end == "power failure":
+                await host.crash()
+            assert [each.text for each in await ann.upcoming.remote()] == ["Tea", "Cake", "Pill"]
+            state = await host.state(ann)
+            assert state["attributes"]["texts"] == {}
+            assert state["storage"] == {
+                "text/000001": "Tea",
+                "text/000002": "Cake",
+                "text/000003": "Pill",
+            }
+            await ann.cancel.remote(cake)
+            await ann.remind.remote("Nap", after_s=120)
+            await move(host, minutes=5)
+            assert [text for text, _ in await rung(ann)] == ["Tea", "Nap"]
+            await host.crash()
+            await move(host, hours=6)
+            assert [text for text, _ in await rung(ann)] == ["Tea", "Nap", "Pill"]
+            if socket is not None:
+                assert json.loads(socket.received[-1])["rung"][0]["text"] == "Pill"
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_one_that_rings_at_once_in_the_second_version() -> None:
+    """What wakes the object is its old schedule: it is converted before."""
+
+    async def test() -> None:
+        clock = ManualClock(BEGINNING.timestamp())
+        async with LocalHost([first_version()], clock=clock) as host:
+            ann = host.get("Reminders", "ann")
+            await ann.remind.remote("Tea", after_s=60)
+            await host.evict(ann)
+            await host.deploy(reminders.Reminders)
+            await move(host, minutes=1)
+            assert await rung(ann) == [("Tea", BEGINNING + timedelta(minutes=1))]
+
+    asyncio.run(asyncio.wait_for(test(), 60))
 
 
 def test_pages_see_it_ring() -> None:

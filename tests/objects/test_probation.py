@@ -1,20 +1,24 @@
-"""Calls that end their host's process: lives and deaths of a host that is only pretended."""
+"""Calls that end their host's process: lives and deaths of a host that is only pretended; and that
+the calls of one object keep their order meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 from pathlib import Path
 
 import pytest
 
 import rayobjects as ro
 from rayobjects.errors import from_wire
+from rayobjects.ids import ObjectId
 from rayobjects.limits import FINISHED_WINDOW_S
 from rayobjects.messages import ERROR, OK, PICKLE, Call
 from rayobjects.runtime import probation
 from rayobjects.runtime.death_notes import SLOTS, DeathNotes, key_of
-from rayobjects.runtime.probation import DEATHS_MAX, PROBATION_S, Probation
-from rayobjects.testing import ManualClock
+from rayobjects.runtime.probation import DEATHS_MAX, PROBATION_S, CoreOnProbation, Probation
+from rayobjects.testing import LocalHost, ManualClock, life
+from rayobjects.testing.life import LocalCore
 
 SLOW, QUICK, DEADLY = "slow", "quick", "deadly"
 
@@ -24,7 +28,7 @@ class Died(Exception):
 
 
 class Life:
-    """One life of a host: calls are answered, or are not, or end it."""
+    """One life of a host: calls are answered, or are not, or end it. Each is another object's."""
 
     def __init__(self, path: Path, clock: ManualClock, *, tell: bool = True) -> None:
         self.notes, running = DeathNotes.open(path)
@@ -35,7 +39,7 @@ class Life:
 
     def send(self, *names: str) -> None:
         for name in names:
-            call = Call(0, "Room", "lobby", name.partition(" ")[0], PICKLE, b"", id=name)
+            call = Call(0, "Room", name, name.partition(" ")[0], PICKLE, b"", id=name)
             respond = self._respond(name)
             if self.probation is None:
                 self._run(call, respond)
@@ -161,6 +165,157 @@ def test_probation_and_suspicion_end(path: Path) -> None:
 
 async def _send(life: Life, name: str) -> None:
     life.send(name)
+
+
+# -- the calls of one object ----------------------------------------------------------------------
+
+CALLS: list[str] = []
+"""What began, in order."""
+
+GATE: list[asyncio.Event] = []
+
+
+class Clerk(ro.DurableObject):
+    steps: int = ro.durable(0)
+
+    async def work(self, name: str, at: str) -> str:
+        """Asks another object before and after it waits."""
+        CALLS.append(name)
+        other = ro.namespace("Clerk").get(at)
+        await other.step.remote()
+        await GATE[-1].wait()
+        await other.step.remote()
+        return name
+
+    def step(self) -> int:
+        self.steps += 1
+        return self.steps
+
+    def look(self, name: str) -> int:
+        CALLS.append(name)
+        return self.steps
+
+
+class Watched(CoreOnProbation, LocalCore):
+    pass
+
+
+class Lives:
+    """Lives of a `LocalHost`, each of which notes what it runs."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._path = path
+        self._patch = monkeypatch
+        CALLS.clear()
+        self.begin()
+
+    def begin(self) -> None:
+        """The next life of the host is on probation."""
+        GATE.append(asyncio.Event())
+        notes, running = DeathNotes.open(self._path)
+        probation = Probation(notes, ManualClock(), running or [])
+        self._patch.setattr(life, "LocalCore", functools.partial(Watched, probation))
+
+
+async def until(condition) -> None:  # type: ignore[no-untyped-def]
+    async def waiting() -> None:
+        while not condition():  # noqa: ASYNC110  (there is no event to wait for)
+            await asyncio.sleep(0)
+
+    await asyncio.wait_for(waiting(), 20)
+
+
+def test_guarantee_5_a_call_that_was_begun_goes_before_a_new_one_on_probation(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is suspected more: what is new waits behind the rerun of its object."""
+
+    async def main() -> None:
+        lives = Lives(path, monkeypatch)
+        async with LocalHost([Clerk]) as host:
+            a, b, c = (host.get(Clerk, name) for name in "abc")
+            begun = [a.work.remote("a", "x"), b.work.remote("b", "y")]
+            await until(lambda: len(host.shard.promises()) == 4)
+            await until(lambda: CALLS == ["a", "b"])
+            lives.begin()
+            await host.kill()  # both were running, so both are suspected; one has the host first
+            new = [stub.look.remote(f"new {stub.id.name}") for stub in (b, c, a)]
+            await new[1]
+            await until(lambda: CALLS[3:])
+            assert sorted(CALLS[2:]) == ["a", "new c"]
+            GATE[-1].set()
+            assert await asyncio.gather(*begun) == ["a", "b"]
+            await asyncio.gather(*new)
+            assert CALLS[4:].index("b") < CALLS[4:].index("new b")
+            assert "new a" in CALLS[4:]
+
+    asyncio.run(main())
+
+
+def test_a_suspect_that_waits_for_a_new_call_does_not_hold_it_up(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probation, "STAGGER_S", 0.02)
+    clock = ManualClock()
+    DeathNotes.open(path)
+    notes, _ = DeathNotes.open(path)
+    ids = ["slow 1", "slow 2"]
+    for id in ids:
+        notes.begin(key_of("Room", "lobby", id))
+    notes, running = DeathNotes.open(path)
+    assert running is not None
+    watched = Probation(notes, clock, running)
+    began: list[str] = []
+
+    async def main() -> None:
+        def send(id: str) -> None:
+            call = Call(0, "Room", "lobby", "slow", PICKLE, b"", id=id)
+            watched.take(call, lambda *_: None, lambda call, _: began.append(call.id))
+
+        send("slow 1")
+        send("new 1")
+        await until(lambda: began == ["slow 1", "new 1"])
+        send("new 2")  # no suspect waits here any more
+        assert began.pop() == "new 2"
+        monkeypatch.setattr(probation, "STAGGER_ALL_S", 0.1)
+        send("slow 2")
+        send("new 3")
+        await until(lambda: began[2:] == ["slow 2", "new 3"])
+
+    asyncio.run(main())
+
+
+def test_what_waits_here_can_be_taken_back(path: Path) -> None:
+    DeathNotes.open(path)
+    notes, _ = DeathNotes.open(path)
+    notes.begin(key_of("Room", "lobby", "slow 1"))
+    notes, running = DeathNotes.open(path)
+    assert running is not None
+    watched = Probation(notes, ManualClock(), running)
+    began: list[str] = []
+    answers: dict[str, object] = {}
+
+    async def main() -> None:
+        def send(id: str) -> None:
+            def respond(status: int, body: bytes, sequence: int) -> None:
+                answers[id] = from_wire(body)
+
+            call = Call(0, "Room", "lobby", "slow", PICKLE, b"", id=id)
+            watched.take(call, respond, lambda call, _: began.append(call.id))
+
+        for id in ("slow 1", "new 1", "new 2"):
+            send(id)
+        id = ObjectId("Room", "lobby")
+        assert watched.take_back(id, "new 1", ro.Cancelled("taken back"))
+        assert watched.take_back(id, "slow 1", ro.Cancelled("taken back"))
+        assert not watched.take_back(id, "slow 1", ro.Cancelled("taken back"))
+        assert {str(error) for error in answers.values()} == {"taken back"}
+        assert list(answers) == ["new 1", "slow 1"]
+        await until(lambda: began == ["new 2"])
+        send("new 3")
+        assert began == ["new 2", "new 3"]
+
+    asyncio.run(main())
 
 
 def test_notes(path: Path) -> None:

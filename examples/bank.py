@@ -4,8 +4,9 @@
 
     url=http://127.0.0.1:8000/objects
     curl $url/Account/ann/deposit --json '{"amount": 100}'
-    curl $url/Account/ann/transfer --json '{"to": "bob", "amount": 30, "note": "Lunch"}'
-    curl $url/Account/bob/statement --json '{}'
+    ann='baggage: user=ann' bob='baggage: user=bob'
+    curl $url/Account/ann/transfer -H "$ann" --json '{"to": "bob", "amount": 30, "note": "Lunch"}'
+    curl $url/Account/bob/statement -H "$bob" --json '{}'
 
 There are two kinds of accounts, for the two ways of moving money:
 
@@ -18,8 +19,14 @@ There are two kinds of accounts, for the two ways of moving money:
                     applied twice.
 
 Neither has a line of code for any of that.
+
+Who asks is part of the request, and goes on with all that comes of it. The filter at the end lets
+nobody but its owner at an account, and a line of a statement says by whom it was caused, though the
+money came from elsewhere. It is the proxy in front that knows the user: it sets that header, and
+takes it from those who send it themselves.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +44,7 @@ class Entry:
         other: the account that it came from or went to; "" for cash.
         at: when, in ISO 8601.
         balance: after it.
+        by: the user who asked for it; "" if that is not known.
     """
 
     amount: int
@@ -44,6 +52,7 @@ class Entry:
     note: str
     at: str
     balance: int
+    by: str = ""
 
 
 class _Book(ro.DurableObject):
@@ -84,6 +93,7 @@ class _Book(ro.DurableObject):
             "note": note,
             "at": self.now().isoformat(),
             "balance": self.balance,
+            "by": _user(),
         }
 
 
@@ -133,3 +143,18 @@ def _positive(amount: int) -> int:
     if amount <= 0:
         raise ro.InvalidCall(f"an amount is more than 0, not {amount}", status=422)
     return amount
+
+
+def _user() -> str:
+    return ro.context().get("user", "")
+
+
+async def owners_only(call: ro.MethodCall, proceed: Callable[[], Awaitable[Any]]) -> Any:
+    """Around every call: what comes from outside is for the owner, but anybody may pay in."""
+    if call.kind != "stub" and call.method != "deposit" and _user() != call.id.name:
+        why = f"{call.id.name} is the account of somebody else: send `baggage: user=…`"
+        raise ro.InvalidCall(why, status=403)
+    return await proceed()
+
+
+filters = [owners_only]

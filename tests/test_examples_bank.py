@@ -18,7 +18,7 @@ CLASSES = [bank.Account, bank.LimitedAccount]
 
 def run(test: Callable[[LocalHost], Awaitable[None]]) -> None:
     async def main() -> None:
-        async with LocalHost(CLASSES) as host:
+        async with LocalHost(CLASSES, filters=bank.filters) as host:
             await asyncio.wait_for(test(host), 60)
 
     asyncio.run(main())
@@ -78,6 +78,56 @@ def test_what_is_refused_has_not_happened(kind: str) -> None:
             await ann.withdraw.remote(101)
         assert await balances(host, kind, "ann") == [100]
         assert await host.list(kind) == ["ann"]
+
+    run(test)
+
+
+def test_an_account_is_its_owners_and_a_statement_says_who_has_asked(kind: str) -> None:
+    """Also that of the other account, which learns it with the call, or the message, it gets."""
+
+    async def test(host: LocalHost) -> None:
+        ann, bob = host.get(kind, "ann"), host.get(kind, "bob")
+        with ro.request_context(user="eve"):
+            assert await host.post(ann, "deposit", {"amount": 100}) == 100
+        transfer = {"to": "bob", "amount": 30}
+        for user in ({}, {"user": "eve"}, {"user": "bob"}):
+            with ro.request_context(user):
+                for method, arguments in (("transfer", transfer), ("statement", {})):
+                    with pytest.raises(ro.InvalidCall, match="of somebody else") as refused:
+                        await host.post(ann, method, arguments)
+                    assert refused.value.status == 403
+        with ro.request_context(user="ann"):
+            assert await host.post(ann, "transfer", transfer, idempotency_key="k") == 70
+            with pytest.raises(ro.InvalidCall, match="of somebody else"):
+                await host.post(bob, "statement")
+        await host.crash()
+        assert await balances(host, kind, "ann", "bob") == [70, 30]
+        with ro.request_context(user="bob"):
+            entries = await host.post(bob, "statement")
+        assert ("ann", 30, "ann") in [
+            (each["by"], each["amount"], each["other"]) for each in entries
+        ]
+        found = [(each.by, each.amount) for each in await ann.statement.remote()]
+        assert found[-2:] == [("ann", -30), ("eve", 100)]
+
+    run(test)
+
+
+def test_statements_that_did_not_say_who_has_asked(kind: str) -> None:
+    async def test(host: LocalHost) -> None:
+        ann = host.get(kind, "ann")
+        await ann.deposit.remote(100)
+
+        class Old(getattr(bank, kind)):  # type: ignore[misc]
+            def _book(self, amount: int, other: str, note: str) -> None:
+                super()._book(amount, other, note)
+                del self.storage[f"{self.entries:012}"]["by"]
+
+        Old.__name__ = Old.__qualname__ = kind
+        await host.deploy(Old)
+        await ann.deposit.remote(1)
+        await host.deploy(getattr(bank, kind))
+        assert [each.by for each in await ann.statement.remote()] == ["", ""]
 
     run(test)
 

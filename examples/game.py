@@ -2,10 +2,11 @@
 
     rayobjects serve examples/game.py         then open http://127.0.0.1:8000/ in two windows
 
-Every game is one object. Players are told apart by a key that their browser makes and keeps, so who
-reloads the page, or loses the connection, has the same seat again; everybody else watches. Who does
-not move in time has lost, though nobody looks: the object is asleep, and its schedule wakes it. The
-result is told to the players' own objects, once, whatever dies in between.
+Every game is one object, under a random name: whoever is sent the page's address plays or watches.
+Players are told apart by a key that their browser makes and keeps, so who reloads the page, or
+loses the connection, has the same seat again. Who does not move in time has lost, though nobody
+looks: the object is asleep, and its schedule wakes it. The result is told to the players' own
+objects, once, whatever dies in between.
 """
 
 import json
@@ -20,6 +21,7 @@ ROWS = 6
 IN_A_ROW = 4
 TURN_S = 30.0
 NAME_CHARACTERS_MAX = 24
+TABLES_KEPT = 10
 
 RED, YELLOW = "red", "yellow"
 SEATS = (RED, YELLOW)
@@ -46,6 +48,18 @@ class Player(ro.DurableObject):
     won: int = ro.durable(0)
     lost: int = ro.durable(0)
     drawn: int = ro.durable(0)
+    opened: list[str] = ro.durable(factory=list)
+
+    def open_table(self) -> str:
+        """A game under a new random name; it exists when somebody sits down. A call that is
+        repeated after a crash has the same name."""
+        table: str = ro.namespace("Game").create().id.name
+        self.opened = [table, *self.opened][:TABLES_KEPT]
+        return table
+
+    def tables(self) -> list[str]:
+        """The last games that they have opened, the newest first."""
+        return self.opened
 
     @ro.internal
     def played(self, won: bool | None) -> None:

@@ -222,3 +222,24 @@ def test_guarantee_6_a_game_with_crashes() -> None:
         await record_is(host, "ann", 1, 0, 0)
 
     run(test)
+
+
+def test_new_tables_have_random_names_and_a_repeated_call_the_same() -> None:
+    async def test(host: LocalHost, table: LocalStub) -> None:
+        ann = host.get("Player", "ann")
+        first = await host.post(ann, "open_table", idempotency_key="k")
+        await host.crash()
+        assert await host.post(ann, "open_table", idempotency_key="k") == first
+        second = await ann.open_table.remote()
+        assert first != second
+        assert await ann.tables.remote() == [second, first]
+        assert await host.list("Game") == []
+        await host.connect(host.get("Game", first), query={"name": "ann", "key": "k"})
+        assert await host.list("Game") == [first]
+        for _ in range(game.TABLES_KEPT):
+            newest = await ann.open_table.remote()
+        kept = await ann.tables.remote()
+        assert len(kept) == game.TABLES_KEPT
+        assert kept[0] == newest
+
+    run(test)

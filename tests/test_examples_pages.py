@@ -49,11 +49,11 @@ def browser(chromium: str) -> Iterator[Browser]:
 class Player:
     """Somebody with a page of the game."""
 
-    def __init__(self, page: Page, url: str, name: str) -> None:
+    def __init__(self, page: Page, url: str, name: str, table: str = "table") -> None:
         self.page = page
         self.sockets = 0
         page.on("websocket", lambda _: self._count())
-        page.goto(f"{url}/#table")
+        page.goto(f"{url}/#{table}")
         page.get_by_label("Your name").fill(name)
         page.get_by_role("button", name="Play", exact=True).click()
         expect(page.locator("#state")).to_have_text("connected", timeout=WITHIN_MS)
@@ -109,7 +109,14 @@ def test_guarantee_6_a_game_of_two_while_its_host_is_killed(
     assert ann.sees(1) == bob.sees(1)
     assert (ann.sockets, eve.sockets) == (1, 1)
     assert served.post("Player/Ann/record") == {"won": 1, "lost": 0, "drawn": 0}
-    for each in (ann, bob, eve):
+    eve.page.get_by_role("button", name="New table").click()
+    eve.is_told("Waiting for somebody to play with")
+    (opened,) = served.post("Player/Eve/tables")
+    assert eve.page.url == f"{served.url}/#{opened}"
+    first = Player(browser.new_context().new_page(), served.url, "Eve", table="")
+    first.is_told("Waiting for somebody to play with")
+    assert [first.page.url.rpartition("#")[2], opened] == served.post("Player/Eve/tables")
+    for each in (ann, bob, eve, first):
         each.page.close()
 
 

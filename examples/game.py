@@ -85,7 +85,7 @@ class Game(ro.DurableObject):
     wins: dict[str, int] = ro.durable(factory=dict)
     round: int = ro.durable(0)
     moves: int = ro.durable(0)  # in all rounds
-    turn: str = ro.durable("")  # whose it is; "" between rounds
+    to_move: str = ro.durable("")  # whose turn it is; "" between rounds
     due: float = ro.durable(0.0)  # when the turn's time is up
     last: Cell | None = ro.durable(None)
     ended: dict[str, Any] | None = ro.durable(None)  # how the last round has
@@ -107,7 +107,7 @@ class Game(ro.DurableObject):
         seat = self._seat(name, key)
         ws.attachment = {"seat": seat}
         ws.send(json.dumps({"type": "you", "seat": seat}))
-        if not self.turn and self.ended is None and len(self.keys) == len(SEATS):
+        if not self.to_move and self.ended is None and len(self.keys) == len(SEATS):
             self._begin()
         self._show()
 
@@ -125,7 +125,7 @@ class Game(ro.DurableObject):
             if seat and self.ended is not None and again == self.round:
                 self._begin()
                 self._show()
-        elif seat and seat == self.turn and move == self.moves and column in range(COLUMNS):
+        elif seat and seat == self.to_move and move == self.moves and column in range(COLUMNS):
             self._drop(seat, int(column))
 
     def on_close(self, ws: ro.WebSocket, code: int, reason: str) -> None:
@@ -140,7 +140,7 @@ class Game(ro.DurableObject):
                 return seat
         here = {(ws.attachment or {}).get("seat") for ws in self.sockets}
         for seat in SEATS:
-            if seat not in self.keys or (not self.turn and seat not in here):
+            if seat not in self.keys or (not self.to_move and seat not in here):
                 self.keys[seat], self.names[seat] = key, name
                 self.wins[seat] = 0
                 return seat
@@ -151,7 +151,7 @@ class Game(ro.DurableObject):
     def _begin(self) -> None:
         self.columns = [[] for _ in range(COLUMNS)]
         self.last = self.ended = None
-        self.turn = SEATS[self.round % 2]  # they begin by turns
+        self.to_move = SEATS[self.round % 2]  # they begin by turns
         self.round += 1
         self._wait_for_move()
 
@@ -172,17 +172,17 @@ class Game(ro.DurableObject):
         elif all(len(each) == ROWS for each in self.columns):
             self._end("", "full")
         else:
-            self.turn = other(seat)
+            self.to_move = other(seat)
             self._wait_for_move()
         self._show()
 
     def _time_is_up(self, move: int) -> None:
-        if self.turn and move == self.moves:
-            self._end(other(self.turn), "time")
+        if self.to_move and move == self.moves:
+            self._end(other(self.to_move), "time")
             self._show()
 
     def _end(self, winner: str, why: str, line: list[Cell] | None = None) -> None:
-        self.turn = ""
+        self.to_move = ""
         self.unschedule("turn")
         self.ended = {"winner": winner, "why": why, "line": line or []}
         if winner:
@@ -204,8 +204,8 @@ class Game(ro.DurableObject):
             },
             "round": self.round,
             "move": self.moves,
-            "turn": self.turn,
-            "left_s": max(0.0, self.due - self.now().timestamp()) if self.turn else 0.0,
+            "turn": self.to_move,
+            "left_s": max(0.0, self.due - self.now().timestamp()) if self.to_move else 0.0,
             "turn_s": TURN_S,
             "last": self.last,
             "ended": self.ended,

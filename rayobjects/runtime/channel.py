@@ -26,7 +26,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rayobjects.clock import Clock
-from rayobjects.errors import Overloaded, RayObjectsError, Unavailable
+from rayobjects.errors import Cancelled, Overloaded, RayObjectsError, Unavailable
 from rayobjects.limits import (
     BATCH_BYTES_MAX,
     BATCH_CALLS_MAX,
@@ -35,6 +35,7 @@ from rayobjects.limits import (
 )
 from rayobjects.messages import (
     OPENED,
+    REDIRECT,
     Batch,
     Call,
     Poll,
@@ -118,6 +119,7 @@ class Channel:
         self._index = 0
         self._number = 0
         self._resent_until = 0  # calls up to this number may have reached a host before
+        self._sent_until = 0  # calls after this number have never been in a batch
         self._under_way = 0
         self._flush_due = False
         self._waiting: dict[int, _Waiting] = {}
@@ -177,12 +179,19 @@ class Channel:
             self._flush_soon()
 
     def cancel(self, call: Call) -> bool:
-        """Has a call ended if it still can be; its reply says what became of it. Returns whether
-        it was sent over this channel and has no reply."""
+        """Has a call ended if it still can be; its reply says what became of it. One that has not
+        left yet is not sent. Returns whether it belongs to this channel and has no reply."""
         waiting = self._waiting.get(call.number)
         if waiting is None or waiting.call is not call:
             return False
-        waiting.cancelled = True
+        if call.number > self._sent_until:
+            del self._waiting[call.number]
+            self._queue.remove(call)
+            waiting.replied(taken_back(call))
+            return True
+        if not waiting.cancelled:
+            waiting.cancelled = True
+            waiting.replied = partial(_replied_to_cancelled, call, waiting.replied)
         self._cancels[call.number] = None
         self._flush_soon()
         return True
@@ -216,6 +225,8 @@ class Channel:
                 if calls and size > BATCH_BYTES_MAX:
                     break
                 calls.append(queue.popleft())
+        if calls and calls[-1].number > self._sent_until:
+            self._sent_until = calls[-1].number
         acks, self._acks = self._acks, []
         resent = bool(calls) and calls[0].number <= self._resent_until
         credits, self._credits = list(self._credits.items()), {}
@@ -440,6 +451,19 @@ class Channel:
         self._session += 1
         self._drop_link()
         self._fail_waiting(Unavailable("the client was shut down: call ro.init() again"))
+
+
+def taken_back(call: Call) -> Cancelled:
+    """The error for a call that its caller has taken back before it was sent."""
+    return Cancelled(
+        f"the call to {call.class_name}/{call.name} was cancelled by its caller, and never sent"
+    )
+
+
+def _replied_to_cancelled(call: Call, replied: Replied, outcome: Reply | RayObjectsError) -> None:
+    """One that was taken back, and is hosted elsewhere by now, does not go there."""
+    redirected = isinstance(outcome, Reply) and outcome.status == REDIRECT
+    replied(taken_back(call) if redirected else outcome)
 
 
 def _brief(why: object) -> str:

@@ -28,7 +28,7 @@ from rayobjects.objects.sockets import farewells
 from rayobjects.runtime import placement
 from rayobjects.runtime.asking import answer_of
 from rayobjects.runtime.background import spawn
-from rayobjects.runtime.channel import Channel, Replied
+from rayobjects.runtime.channel import Channel, Replied, taken_back
 from rayobjects.runtime.configuration import (
     Catalog,
     Configuration,
@@ -46,6 +46,10 @@ REDIRECTS_MAX = 8
 
 LAST_SEQUENCE = 2**63 - 1
 """Behind every sequence of a record: for the very last message to a socket."""
+
+TAKEN_BACK = -1
+"""The number of a call that its caller has taken back while it was with no host: while its class
+was looked up, or the object that makes it waited for the disk, or it was to follow its object."""
 
 REDIRECT_AGAIN_S = 0.1
 """The pause before a repeated redirection, times their number."""
@@ -148,6 +152,7 @@ class Router:
     def _cancel(self, call: Call) -> None:
         if any(channel.cancel(call) for channel in self._channels.values()):
             return
+        call.number = TAKEN_BACK
         if self._local_core is not None:
             self._local_core.cancel_for_caller(ObjectId(call.class_name, call.name), call.id)
 
@@ -179,7 +184,16 @@ class Router:
         if context is None:
             self._send(call, replied, None)
         else:  # nothing leaves an object before what it wrote is on disk
-            context.leave(call, lambda: self._send(call, replied, context), replied)
+            context.leave(call, lambda: self._send_late(call, replied, context), replied)
+
+    def _send_late(
+        self, call: Call, replied: Replied, context: CallContext | None, redirects: int = 0
+    ) -> None:
+        """Sends a call that had to wait, unless it was taken back meanwhile."""
+        if call.number == TAKEN_BACK:
+            replied(taken_back(call))
+        else:
+            self._send(call, replied, context, redirects)
 
     def _send(
         self, call: Call, replied: Replied, context: CallContext | None, redirects: int = 0
@@ -215,7 +229,7 @@ class Router:
             if failure is not None:
                 replied(failure)
             else:
-                self._send(call, replied, context)
+                self._send_late(call, replied, context)
 
     async def refresh(self) -> None:
         """Reads the catalog anew."""
@@ -250,7 +264,7 @@ class Router:
             except Exception as error:
                 replied(Unavailable(f"the cluster's catalog could not be read ({error})"))
             else:
-                self._send(call, replied, context, redirects + 1)
+                self._send_late(call, replied, context, redirects + 1)
 
         spawn(follow())
 

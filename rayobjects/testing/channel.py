@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol
 
-from rayobjects.errors import Overloaded, RayObjectsError, Unavailable
+from rayobjects.errors import Cancelled, Overloaded, RayObjectsError, Unavailable
 from rayobjects.limits import BATCH_BYTES_MAX, BATCH_CALLS_MAX, CHANNEL_CALLS_MAX
 from rayobjects.messages import (
     OPENED,
@@ -55,15 +55,17 @@ class Link(Protocol):
 
 
 class _Waiting:
-    """A call without a reply. `credit`: as far as its items are read; None if it is no stream."""
+    """A call without a reply. `credit`: as far as its items are read; None if it is no stream.
+    `cancelled`: whether its caller has taken it back."""
 
-    __slots__ = ("call", "credit", "keep", "replied")
+    __slots__ = ("call", "cancelled", "credit", "keep", "replied")
 
     def __init__(self, call: Call, replied: Replied, keep: bool) -> None:
         self.call = call
         self.replied = replied
         self.keep = keep
         self.credit: int | None = None
+        self.cancelled = False
 
 
 class LocalChannel:
@@ -96,6 +98,7 @@ class LocalChannel:
         self._index = 0
         self._number = 0
         self._resent_until = 0
+        self._sent_until = 0
         self._under_way = 0
         self._flush_due = False
         self._waiting: dict[int, _Waiting] = {}
@@ -138,11 +141,21 @@ class LocalChannel:
         """The reply of a call that was sent with `keep` is needed no more."""
         self._acks.append(number)
 
-    def cancel(self, call: Call) -> None:
-        """Has a call ended if it still can be."""
-        if call.number in self._waiting:
-            self._cancels.append(call)
-            self._flush_soon()
+    def cancel(self, call: Call) -> bool:
+        """Has a call ended if it still can be; one that has not left yet is not sent. Returns
+        whether it belongs to this channel and has no reply."""
+        waiting = self._waiting.get(call.number)
+        if waiting is None or waiting.call is not call:
+            return False
+        if call.number > self._sent_until:
+            del self._waiting[call.number]
+            self._queue.remove(call)
+            waiting.replied(Cancelled(f"the call to {call.class_name}/{call.name} was never sent"))
+            return True
+        waiting.cancelled = True
+        self._cancels.append(call)
+        self._flush_soon()
+        return True
 
     def credit(self, number: int, upto: int) -> None:
         """The items of a call that is a stream have been read up to this one; -1: the reader has
@@ -185,7 +198,10 @@ class LocalChannel:
         resent = bool(calls) and calls[0].number <= self._resent_until
         credits, self._credits = list(self._credits.items()), {}
         batch = Batch(self.id, self._session, self._index, calls, acks, resent, credits)
-        cancels, self._cancels = self._cancels, []
+        self._sent_until = max([self._sent_until, *(call.number for call in calls)])
+        unsent = {call.number for call in queue}  # a cancel comes behind its call
+        cancels = [call for call in self._cancels if call.number not in unsent]
+        self._cancels = [call for call in self._cancels if call.number in unsent]
         batch.cancels = [(call.number, call.class_name, call.name) for call in cancels]
         self._index += 1
         return batch
@@ -346,6 +362,7 @@ class LocalChannel:
         self._sockets_told = False
         self._resent_until = self._number
         self._queue = deque(waiting.call for waiting in self._waiting.values())
+        self._cancels = [waiting.call for waiting in self._waiting.values() if waiting.cancelled]
         self._credits = {
             number: waiting.credit for number, waiting in self._waiting.items() if waiting.credit
         }

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rayobjects.errors import RayObjectsError, Unavailable
+from rayobjects.errors import Cancelled, RayObjectsError, Unavailable
 from rayobjects.ids import ObjectId
 from rayobjects.limits import PAGE_KEYS_MAX
 from rayobjects.messages import OPENED, Call, Reply
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from rayobjects.testing.life import HostLife
 
 Replied = Callable[[Reply | RayObjectsError], None]
+
+TAKEN_BACK = -1
+"""The number of a call that was taken back while its caller waited for the disk."""
 
 
 class LocalRouter:
@@ -55,11 +58,18 @@ class LocalRouter:
             self.loop.call_soon_threadsafe(self._submit, call, replied, context)
 
     def cancel(self, call: Call) -> None:
-        """Has a call ended if it still can be."""
-        client, core = self._host.client, self._host.core
-        if call.number:
-            client.cancel(call)
-        elif core is not None:
+        """Has a call ended if it still can be, from any thread."""
+        if self.runs_here():
+            self._cancel(call)
+        else:
+            self.loop.call_soon_threadsafe(self._cancel, call)
+
+    def _cancel(self, call: Call) -> None:
+        core = self._host.core
+        if self._host.client.cancel(call):
+            return
+        call.number = TAKEN_BACK
+        if core is not None:
             core.cancel_for_caller(ObjectId(call.class_name, call.name), call.id)
 
     def _submit(self, call: Call, replied: Replied, context: CallContext | None) -> None:
@@ -69,6 +79,9 @@ class LocalRouter:
             context.leave(call, lambda: self._send_locally(call, replied, context), replied)
 
     def _send_locally(self, call: Call, replied: Replied, context: CallContext) -> None:
+        if call.number == TAKEN_BACK:
+            replied(Cancelled(f"the call to {call.class_name}/{call.name} was never sent"))
+            return
         core = self._host.core
         if core is None or core.failed is not None:
             replied(Unavailable("the host of this test has died"))

@@ -361,6 +361,7 @@ def test_a_caller_takes_calls_back_that_wait_and_calls_that_run() -> None:
             waiting.cancel()
             with pytest.raises(ro.Cancelled):
                 await waiting
+            await until(lambda: host.is_live(counter))  # the call has left
             never.cancel()
             with pytest.raises(ro.Cancelled, match="rolled back"):
                 await never

@@ -6,7 +6,7 @@ Without the page:
 
     rayobjects call Assistant ann teach text="$(cat README.md)"
     url=http://127.0.0.1:8000/objects/Assistant/ann
-    curl -N $url/ask -H 'Accept: text/event-stream' --json '{"question": "What is durable?"}'
+    curl -N $url/ask -H 'Accept: text/event-stream' --json '{"question": "When do schedules fire?"}'
     curl $url/history --json '{}'
 
 Every assistant is one object, and an actor of its own with resources of its own: its model may fill

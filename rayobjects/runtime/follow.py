@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from rayobjects.errors import RayObjectsError
 from rayobjects.messages import OPENED, REDIRECT, Call, Reply
+from rayobjects.objects.caller_channel import Replied
 from rayobjects.objects.context import CallContext
 from rayobjects.objects.reading import Opened
-from rayobjects.runtime.channel import Channel, Replied
+from rayobjects.runtime.channel import Channel
 
 if TYPE_CHECKING:
     from rayobjects.runtime.router import Router

@@ -21,6 +21,7 @@ from rayobjects.errors import InvalidCall, RayObjectsError, Unavailable
 from rayobjects.ids import ObjectId
 from rayobjects.limits import LIST_HOSTS_AT_ONCE_MAX
 from rayobjects.messages import OPENED, REDIRECT, Call, Push, Reply
+from rayobjects.objects.caller_channel import TAKEN_BACK, Replied, taken_back
 from rayobjects.objects.catalog import ClassInfo
 from rayobjects.objects.context import CallContext
 from rayobjects.objects.reading import Following, Reading, ask
@@ -28,7 +29,7 @@ from rayobjects.objects.sockets import farewells
 from rayobjects.runtime import placement
 from rayobjects.runtime.asking import answer_of
 from rayobjects.runtime.background import spawn
-from rayobjects.runtime.channel import Channel, Replied, taken_back
+from rayobjects.runtime.channel import Channel
 from rayobjects.runtime.configuration import (
     Catalog,
     Configuration,
@@ -46,10 +47,6 @@ REDIRECTS_MAX = 8
 
 LAST_SEQUENCE = 2**63 - 1
 """Behind every sequence of a record: for the very last message to a socket."""
-
-TAKEN_BACK = -1
-"""The number of a call that its caller has taken back while it was with no host: while its class
-was looked up, or the object that makes it waited for the disk, or it was to follow its object."""
 
 REDIRECT_AGAIN_S = 0.1
 """The pause before a repeated redirection, times their number."""

@@ -11,20 +11,16 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rayobjects.errors import Cancelled, RayObjectsError, Unavailable
+from rayobjects.errors import Unavailable
 from rayobjects.ids import ObjectId
 from rayobjects.limits import PAGE_KEYS_MAX
 from rayobjects.messages import OPENED, Call, Reply
+from rayobjects.objects.caller_channel import TAKEN_BACK, Replied, taken_back
 from rayobjects.objects.context import CallContext
 from rayobjects.objects.reading import Following
 
 if TYPE_CHECKING:
     from rayobjects.testing.life import HostLife
-
-Replied = Callable[[Reply | RayObjectsError], None]
-
-TAKEN_BACK = -1
-"""The number of a call that was taken back while its caller waited for the disk."""
 
 
 class LocalRouter:
@@ -80,7 +76,7 @@ class LocalRouter:
 
     def _send_locally(self, call: Call, replied: Replied, context: CallContext) -> None:
         if call.number == TAKEN_BACK:
-            replied(Cancelled(f"the call to {call.class_name}/{call.name} was never sent"))
+            replied(taken_back(call))
             return
         core = self._host.core
         if core is None or core.failed is not None:

@@ -21,9 +21,9 @@ from rayobjects.limits import (
     WAITING_CALLS_MAX,
 )
 from rayobjects.messages import PICKLE, Batch, Call
+from rayobjects.objects import caller_channel
 from rayobjects.storage import commits, values
 from rayobjects.testing import LocalHost
-from rayobjects.testing import channel as channel_module
 
 
 class Large(ro.DurableObject):
@@ -65,7 +65,7 @@ def test_guarantee_8_waiting_calls() -> None:
 
 def test_guarantee_8_unanswered_calls_of_a_channel() -> None:
     async def main() -> None:
-        with mock.patch.object(channel_module, "CHANNEL_CALLS_MAX", 10):
+        with mock.patch.object(caller_channel, "CHANNEL_CALLS_MAX", 10):
             async with LocalHost([Counter]) as host:
                 stub = host.get(Counter, "a")
                 responses = [stub.increment.remote() for _ in range(12)]

@@ -101,7 +101,7 @@ def test_while_its_host_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
             sent = worker.work.remote("2")
             await asyncio.sleep(0.01)
             again = cluster.router._channels[cluster.host.name]
-            again._lost(again._session, None)  # and a new session does not come to be
+            again._lost(again._session)  # and a new session does not come to be
             await asyncio.sleep(0.01)
             waits, last = worker.work.remote("3"), worker.work.remote("4")
             await asyncio.sleep(0.01)
@@ -127,7 +127,7 @@ def test_a_call_that_has_left_is_followed_by_its_cancel_into_the_next_session(
             await asyncio.sleep(0.01)
             sent.cancel()
             channel = cluster.router._channels[cluster.host.name]
-            channel._lost(channel._session, None)
+            channel._lost(channel._session)
             await asyncio.sleep(0.01)
             assert not sent.done()  # whether it has run is not known
             cluster.host.answering.set()

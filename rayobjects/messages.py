@@ -149,6 +149,8 @@ class Batch(msgspec.Struct, array_like=True):
         credits: (number of a call that is a stream, number of the last item that was read); -1 for
             a reader that has gone.
         cancels: (number, class, name) of calls that are to be ended if they still can be.
+        forget: (call id, class, name) of calls whose replies are held for objects, and whose
+            callers have ended: whichever process of the host has answered them.
     """
 
     channel: str
@@ -159,6 +161,7 @@ class Batch(msgspec.Struct, array_like=True):
     resent: bool = False
     credits: list[tuple[int, int]] = []
     cancels: list[tuple[int, str, str]] = []
+    forget: list[tuple[str, str, str]] = []
 
 
 class Replies(msgspec.Struct, array_like=True):

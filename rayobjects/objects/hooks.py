@@ -78,5 +78,6 @@ async def run_hook(activation: Activation, name: str, *arguments: object) -> Non
             context.ended()
     except BaseException:
         state.rollback()
+        context.ended()
         raise
     state.commit()

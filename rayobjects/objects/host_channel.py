@@ -120,6 +120,8 @@ class HostChannel:
             id = self._ids.pop(number, None) or f"{channel}:{number}"
             if not id.startswith("key:"):
                 core.ledger.forget(id)
+        for id, class_name, name in batch.forget:
+            core.forgetting.add(ObjectId(class_name, name), id)
         for call in batch.calls:
             number = call.number
             known = self._unacknowledged.get(number)

@@ -50,6 +50,7 @@ from rayobjects.objects.commit import Redirected, Respond
 from rayobjects.objects.courier import Courier, Submit
 from rayobjects.objects.deadlocks import Deadlocks
 from rayobjects.objects.filters import Filter
+from rayobjects.objects.forgetting import Forgetting
 from rayobjects.objects.gateways import Gateways
 from rayobjects.objects.host_channel import HostChannel
 from rayobjects.objects.intents import Intents
@@ -128,6 +129,7 @@ class HostCore:
         self.random = seeded(incarnation)
         self.timers = Timers(clock)
         self.intents = Intents(self)
+        self.forgetting = Forgetting(self)
         self.deadlocks = Deadlocks(self)
         self.submit_elsewhere = submit
         self.scheduler = Scheduler(self)
@@ -465,6 +467,7 @@ class HostCore:
 
     async def stop(self) -> None:
         """Lets every object leave (on_stop), after the calls that run and wait."""
+        self.forgetting.note()
         self._keep_nothing()
         while self.activations and self.failed is None:
             self._empty.clear()

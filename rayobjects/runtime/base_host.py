@@ -129,11 +129,12 @@ class BaseHost:
                 core = await self._opened()
             except RayObjectsError as error:
                 wire = to_wire(error, with_cause=False)
-                calls = decode_batch(body).calls
+                batch = decode_batch(body)
                 return encode(
                     Replies(
-                        [Reply(call.number, ERROR, wire) for call in calls],
+                        [Reply(call.number, ERROR, wire) for call in batch.calls],
                         incarnation=self.incarnation,
+                        stale=bool(batch.forget) and not batch.calls,  # it must be said again
                     )
                 )
         batch = decode_batch(body)
@@ -203,6 +204,8 @@ class BaseHost:
             if core is not None:
                 await core.stop()
                 await self.close_ledger(cleanly=True)
+        if self._router is not None:
+            await self._router.close()  # or what it has to say yet would start others again
         self._link.close()
         self.end_in_order()
 

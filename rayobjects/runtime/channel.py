@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from rayobjects.clock import Clock
 from rayobjects.errors import RayObjectsError, Unavailable
 from rayobjects.limits import POLL_S
-from rayobjects.messages import Push, decode_replies, encode
+from rayobjects.messages import Batch, Call, Push, decode_replies, encode
 from rayobjects.objects.caller_channel import CallerChannel
+from rayobjects.runtime.acknowledging import Acknowledgements
 from rayobjects.runtime.background import spawn
 from rayobjects.runtime.link import DELIVER, POLL, Link, LocalLink, RayLink
 
@@ -68,6 +69,32 @@ class Channel(CallerChannel):
         self._unavailable_after_s = unavailable_after_s
         self._link: Link | None = None
         self._connected_at = float("-inf")
+        self.forget = Acknowledgements(router, self, self._flush_soon)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a session."""
+        return self._connected
+
+    def acknowledge_child(self, number: int, call: Call) -> None:
+        """The reply of a call of an object, which was sent as this number, is needed no more."""
+        self.acknowledge(number)
+        if call.held:
+            self.forget.add(call)
+
+    @property
+    def _has_something(self) -> bool:
+        return super()._has_something or self.forget.due
+
+    def _next_batch(self) -> Batch:
+        batch = super()._next_batch()
+        if self.forget:
+            batch.forget = self.forget.take()
+        return batch
+
+    def _not_taken(self, batch: Batch) -> None:
+        super()._not_taken(batch)
+        self.forget.add_again(batch.forget)
 
     async def _deliver(self, body: bytes) -> bytes:
         assert self._link is not None
@@ -152,9 +179,15 @@ class Channel(CallerChannel):
         for number, waiting in self._waiting.items():
             if waiting.credit is not None:
                 self.credit(number, -1)
-        if self._credits and self._connected and self._link is not None:
+        something = self._credits or self.forget
+        if something and self._connected and self._link is not None:
             with contextlib.suppress(Exception):  # then they will miss it
                 await self._link.request(DELIVER, encode(self._next_batch()), LET_GO_WITHIN_S)
+
+    def close(self) -> None:
+        """Ends the channel; calls without a reply fail with Unavailable."""
+        self.forget.close()
+        super().close()
 
 
 def _brief(why: object) -> str:

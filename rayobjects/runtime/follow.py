@@ -51,6 +51,6 @@ class Follow:
                     self._replied, outcome.take = outcome.take or self._replied, None
                 return
             if self._context is not None:
-                channel, number = self._channel, self.number
-                self._context.add_child(lambda: channel.acknowledge(number))
+                channel, number, call = self._channel, self.number, self._call
+                self._context.add_child(lambda: channel.acknowledge_child(number, call))
         self._replied(outcome)

@@ -265,7 +265,11 @@ class Router:
 
         spawn(follow())
 
-    def _channel(self, host: str, info: ClassInfo) -> Channel:
+    def shard_channel(self, shard: int) -> Channel:
+        """The channel to a shard's host."""
+        return self._channel(placement.shard_host(shard), None)
+
+    def _channel(self, host: str, info: ClassInfo | None) -> Channel:
         channel = self._channels.get(host)
         if channel is None:
             dedicated = info if placement.shard_of_host(host) is None else None
@@ -302,7 +306,8 @@ class Router:
                 self.redirected(call, replied, context, redirects)
                 return
             if context is not None and sequence and status < OPENED:
-                context.add_child(lambda: core.ledger.forget(call.id))
+                id = ObjectId(call.class_name, call.name)
+                context.add_child(lambda: core.forgetting.add(id, call.id))
             following(Reply(0, status, body, sequence))
 
         key = (call.class_name, call.name, call.id)

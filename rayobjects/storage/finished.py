@@ -145,13 +145,17 @@ class FinishedCalls:
                 return False
         finished = self._by_id.pop(call_id, None)
         if finished is None:
-            finished = self._held.pop(call_id, None)
-            if finished is None:
-                return False
-            self.held_bytes -= len(finished.reply)
-            self._forgotten.append(finished)
-            return True
+            return self.forget_held(call_id)
         self._bytes -= len(finished.reply)
+        return True
+
+    def forget_held(self, call_id: str) -> bool:
+        """The call that has made this one has ended. Returns whether its reply was held."""
+        finished = self._held.pop(call_id, None)
+        if finished is None:
+            return False
+        self.held_bytes -= len(finished.reply)
+        self._forgotten.append(finished)
         return True
 
     def expire(self, now: float) -> None:

@@ -17,7 +17,7 @@ from rayobjects.messages import Send
 from rayobjects.storage.finished import FinishedCalls
 from rayobjects.storage.memtable import Key
 from rayobjects.storage.promises import Promises
-from rayobjects.storage.records import Finished, PendingSends, Record, SocketChange
+from rayobjects.storage.records import REPLY, Finished, PendingSends, Record, SocketChange
 
 
 class Indexes:
@@ -50,7 +50,11 @@ class Indexes:
             self._drop_sockets(key)
             self.promises.drop_schedules(key)
         if record.promises:
-            self.promises.apply(key, record.promises)
+            if record.promises[0].kind == REPLY:
+                for reply in record.promises:
+                    self.calls.forget_held(reply.key)
+            else:
+                self.promises.apply(key, record.promises)
         if record.sockets:
             self._change_sockets(key, record.sockets)
         if record.sends:

@@ -59,6 +59,8 @@ INTENT = 2
 """A call that has called others, and has not ended."""
 STEP = 3
 """One of the calls that it made."""
+REPLY = 4
+"""A reply that is held for another object; it is only ever taken back, in a record of its own."""
 
 
 class Promise(msgspec.Struct, array_like=True, gc=False):
@@ -66,7 +68,7 @@ class Promise(msgspec.Struct, array_like=True, gc=False):
     any more.
 
     Attributes:
-        kind: SCHEDULE, TELL, INTENT or STEP.
+        kind: SCHEDULE, TELL, INTENT, STEP or REPLY.
         key: tells it from the object's others of the kind.
         due: when, in seconds since the epoch (of time); 0 for at once. For an INTENT, when it was
             last retried; 0 if it never was.

@@ -88,7 +88,8 @@ class LocalRouter:
 
         def respond(status: int, body: bytes, sequence: int) -> None:
             if sequence and status < OPENED:
-                context.add_child(lambda: core.ledger.forget(call.id))
+                id = ObjectId(call.class_name, call.name)
+                context.add_child(lambda: core.forgetting.add(id, call.id))
             following(Reply(0, status, body, sequence))
 
         key = (call.class_name, call.name, call.id)

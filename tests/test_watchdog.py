@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 import rayobjects as ro
 from rayobjects.clock import SystemClock
-from rayobjects.runtime.watchdog import Watchdog
+from rayobjects.runtime.watchdog import Watchdog, culprit
 from rayobjects.testing import LocalHost
 
 REPORTED: dict[str, threading.Event] = {}
@@ -81,6 +82,30 @@ def test_a_method_that_awaits_is_not_named(
 
     asyncio.run(main())
     assert not [each for each in reports if "polite" in each]
+
+
+def test_only_what_is_the_users_is_named() -> None:
+    async def look() -> tuple[str, str] | None:
+        return culprit(sys._getframe())
+
+    async def main() -> None:
+        found = await look()
+        assert found is not None
+        assert found[0].endswith("test_only_what_is_the_users_is_named.<locals>.main")
+
+        thread = threading.get_ident()
+        frames = asyncio.to_thread(lambda: sys._current_frames()[thread])
+        idle = await frames  # the loop waits for it, and runs nothing
+        assert culprit(idle) is None
+
+        named = {"__name__": "rayobjects.storage.shard", "culprit": culprit, "sys": sys}
+        exec("def recover(): seen.append(culprit(sys._getframe()))", named)
+        named["seen"] = seen = []
+        asyncio.get_running_loop().call_soon(named["recover"])
+        await asyncio.sleep(0)
+        assert seen == [None], "the runtime itself"
+
+    asyncio.run(main())
 
 
 def test_it_ends_with_its_loop() -> None:

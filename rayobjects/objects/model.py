@@ -39,7 +39,24 @@ HOOKS = (
 
 HOSTINGS = ("shared", "dedicated")
 
-_RESERVED = frozenset({"id", "storage", "sockets", "random"})
+_OWN = frozenset(
+    [
+        "abort",
+        "id",
+        "now",
+        "random",
+        "schedule",
+        "scheduled",
+        "sockets",
+        "storage",
+        "turn",
+        "unschedule",
+    ]
+)
+"""What an object has of the runtime, beside the hooks."""
+
+_OF_STUBS = frozenset({"delete", "options"})
+"""What a stub has of the runtime: `stub.delete()` deletes the object, whatever its class has."""
 
 
 class ClassOptions(msgspec.Struct, frozen=True):
@@ -84,9 +101,7 @@ class DurableObject:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__()
         cls._durable_options = _checked_options(cls, options)
-        for name, value in vars(cls).items():
-            if name in _RESERVED or (isinstance(value, Field) and name in HOOKS):
-                raise TypeError(f"{cls.__name__}.{name} is the runtime's: choose another name")
+        _check_names(cls)
         marks.check(cls, HOOKS)
         if "__init__" in vars(cls):
             _check_init(cls)
@@ -296,6 +311,24 @@ def _checked_options(cls: type[DurableObject], options: dict[str, Any]) -> Class
             f"{{'num_cpus': 2}}, not {ray_options!r}"
         )
     return ClassOptions(hosting, dict(ray_options))
+
+
+def _check_names(cls: type[DurableObject]) -> None:
+    """A class, or what it inherits, must not take the place of the runtime's names."""
+    for name in _OWN:
+        if getattr(cls, name) is not getattr(DurableObject, name):
+            raise TypeError(
+                f"{cls.__name__}.{name} is the runtime's (`self.{name}`): choose another name"
+            )
+    for name in _OF_STUBS:
+        if hasattr(cls, name):
+            raise TypeError(
+                f"{cls.__name__}.{name} could not be called by stubs, of which it is the "
+                f"runtime's (`stub.{name}`): choose another name"
+            )
+    for name, value in vars(cls).items():
+        if name in HOOKS and isinstance(value, Field):
+            raise TypeError(f"{cls.__name__}.{name} is the runtime's: choose another name")
 
 
 def _check_init(cls: type[DurableObject]) -> None:

@@ -2,7 +2,9 @@
 
 A thread asks the loop to answer, again and again. Where it does not for a while, the thread looks
 at what the loop's thread is running: the outermost frame of an object's method is the one to name,
-while it is still at it, so that one which never ends is named too.
+while it is still at it, so that one which never ends is named too. Where it runs nothing of the
+user's, nothing is said: then the machine is short of CPU, or the runtime itself took its time, and
+no mark on a method would help.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ SAME_AGAIN_S = 60.0
 """The same method is named at most so often."""
 
 NAMES_MAX = 1_000
+
+LOOPS = frozenset({"asyncio", "concurrent", "ray", "runpy", "selectors", "threading", "uvloop"})
+"""The packages whose frames run a loop and wait in it, whatever they run."""
 
 
 class Watchdog:
@@ -55,9 +60,10 @@ class Watchdog:
             if answered.wait(BLOCKED_S - ASK_EVERY_S):
                 continue
             frame = sys._current_frames().get(self._thread)
-            if frame is not None:
-                self._report(*culprit(frame))
-                del frame
+            found = culprit(frame) if frame is not None else None
+            del frame
+            if found is not None:
+                self._report(*found)
             while not answered.wait(1.0) and not self._stopped.is_set():
                 pass
 
@@ -77,16 +83,28 @@ class Watchdog:
         )
 
 
-def culprit(frame: FrameType) -> tuple[str, str]:
-    """(what is running, where it is), from the innermost frame of a thread: the method of an object
-    if there is one, else the function itself."""
-    where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-    what = f"{frame.f_globals.get('__name__', '?')}.{frame.f_code.co_qualname}"
+def culprit(frame: FrameType) -> tuple[str, str] | None:
+    """(what is running, where it is), from the innermost frame of a loop's thread: the method of an
+    object if there is one, else what the loop runs if that is the user's; None if it is not."""
+    method: FrameType | None = None
+    task: FrameType | None = None  # the outermost frame of what the loop runs
     each: FrameType | None = frame
-    while each is not None:
-        instance = each.f_locals.get("self")
-        if isinstance(instance, DurableObject):
-            what = f"{instance.id}.{each.f_code.co_name}"
-            where = f"{each.f_code.co_filename}:{each.f_lineno}"
+    while each is not None and each.f_code.co_name != "run_forever":
+        if isinstance(each.f_locals.get("self"), DurableObject):
+            method = each
+        if _package(each) not in LOOPS:
+            task = each
         each = each.f_back
-    return what, where
+    if method is not None:
+        return f"{method.f_locals['self'].id}.{method.f_code.co_name}", _where(method)
+    if task is None or _package(task) == "rayobjects":
+        return None
+    return f"{task.f_globals.get('__name__', '?')}.{task.f_code.co_qualname}", _where(task)
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "?")).partition(".")[0]
+
+
+def _where(frame: FrameType) -> str:
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

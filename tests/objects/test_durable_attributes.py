@@ -261,8 +261,16 @@ def test_class_options() -> None:
         type("Wrong", (DurableObject,), {}, ray_options=3)
     with pytest.raises(TypeError, match="without arguments"):
         type("Wrong", (DurableObject,), {"__init__": lambda self, x: None})
-    with pytest.raises(TypeError, match="choose another name"):
-        type("Wrong", (DurableObject,), {"storage": durable(0)})
+    for name in ("storage", "turn", "now", "schedule", "on_start"):
+        with pytest.raises(TypeError, match=f"Wrong.{name} is the runtime's.* another name"):
+            type("Wrong", (DurableObject,), {name: durable(0)})
+
+    class Mixin:
+        def delete(self, key: str) -> None:
+            pass
+
+    with pytest.raises(TypeError, match=r"`stub.delete`\): choose another name"):
+        type("Wrong", (Mixin, DurableObject), {})
 
 
 def test_deleting_the_object_leaves_nothing() -> None:

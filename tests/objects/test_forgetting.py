@@ -16,7 +16,6 @@ from rayobjects.storage import values
 from rayobjects.testing import LocalHost
 
 
-
 class Gate:
     """Where a method waits for its test."""
 

@@ -25,6 +25,9 @@ def counter(objects: Path) -> None:
         def keep(self, key: str, value: dict[str, int]) -> None:
             self.storage[key] = value
 
+        def asked_by(self) -> str:
+            return ro.context().get("user", "nobody")
+
         def fail(self) -> None:
             raise LookupError("no such\nthing")
 
@@ -50,6 +53,15 @@ def test_call_and_get(capsys: pytest.CaptureFixture[str]) -> None:
         "attributes": {"count": 41},
         "storage": {"k": {"x": 1}},
     }
+
+
+def test_a_request_context(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("call", "CliCounter", "c", "asked_by")
+    assert answer(capsys, *asked) == '"nobody"\n'
+    assert answer(capsys, *asked, "--context", "user=ann=1", "--context", "x=") == '"ann=1"\n'
+    code, _, error = run(capsys, *asked, "--context", "user")
+    assert (code, "'user' is not KEY=TEXT" in error) == (2, True)
+    assert "choose another name" in fails(capsys, *asked, "--context", "caller=me")
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:

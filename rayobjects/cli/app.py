@@ -172,14 +172,21 @@ def call(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="A value is JSON if it can be, else text."),
     ] = None,
+    context: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=TEXT", help="An entry of the request context; may be repeated."),
+    ] = None,
     address: Address = None,
 ) -> None:
     """Call a method and print its result as JSON."""
     keywords = parse_arguments(arguments or [])
+    entries = _parse_context(context or [])
+    from rayobjects.objects.request_context import request_context
     from rayobjects.runtime import admin
 
     connect(address)
-    print_json(admin.call(class_name, name, method, keywords))
+    with request_context(entries):
+        print_json(admin.call(class_name, name, method, keywords))
 
 
 @app.command()
@@ -263,6 +270,16 @@ def parse_arguments(arguments: list[str]) -> dict[str, Any]:
         except ValueError:
             keywords[key] = text
     return keywords
+
+
+def _parse_context(entries: list[str]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for entry in entries:
+        key, separator, text = entry.partition("=")
+        if not separator or not key:
+            raise typer.BadParameter(f"{entry!r} is not KEY=TEXT", param_hint="--context")
+        values[key] = text
+    return values
 
 
 def connect(address: str | None) -> str:

@@ -158,6 +158,14 @@ FIRINGS_AT_ONCE_MAX = 100
 """Calls of schedules that are under way in a host at once, so that what came due while it was down
 does not crowd out everybody else."""
 
+FIRING_PLACE_S = 2.0
+"""How long one counts among them: whose object is busy, or whose method takes long, must not keep
+the others of the shard from firing."""
+
+FIRINGS_OF_OBJECT_MAX = 10
+"""Those of one object that are under way at once: more would only wait for each other, and crowd
+out its callers."""
+
 LOOP_FIRINGS = 1_000
 LOOP_WITHIN_S = 10.0
 LOOP_PAUSE_S = 0.1
@@ -257,6 +265,7 @@ assert CALL_BYTES_MAX + CHANGES_BYTES_MAX < RECORD_BYTES_MAX
 assert VALUE_BYTES_MAX <= REMEMBERED_BYTES_MAX
 assert CHANGES_BYTES_MAX < PROMISES_BYTES_MAX
 assert max(SCHEDULES_MAX, TOLD_MAX) < PROMISES_MAX
+assert FIRINGS_OF_OBJECT_MAX < FIRINGS_AT_ONCE_MAX < WAITING_CALLS_MAX
 assert GROUP_BYTES_MAX <= UNSYNCED_BYTES_MAX <= MEMTABLE_BYTES_MAX
 assert FOLD_BYTES < MEMTABLE_BYTES_MAX
 assert 16 * LOG_ENTRY_CHARACTERS_MAX < LOG_READ_BYTES_MAX < LOG_BYTES_MAX

@@ -12,11 +12,16 @@ So its effects are applied exactly once. The heap in here is only a guide: each 
 with the ledger when its time has come, and what was changed or taken back meanwhile is dropped.
 Where too many of those pile up, because objects put a far time off again and again, the heap is
 cleared of them.
+
+So many are under way at once that what is overdue does not crowd out everybody else. One that takes
+long, perhaps because its object is busy, gives its place to another after a while, and of one
+object only a few are under way: the others wait aside, in their order.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
@@ -25,7 +30,14 @@ import msgspec
 
 from rayobjects.errors import info_from_wire, is_deadly
 from rayobjects.ids import ObjectId
-from rayobjects.limits import FIRINGS_AT_ONCE_MAX, LOOP_FIRINGS, LOOP_WITHIN_S
+from rayobjects.limits import (
+    FIRING_PLACE_S,
+    FIRINGS_AT_ONCE_MAX,
+    FIRINGS_OF_OBJECT_MAX,
+    LOOP_FIRINGS,
+    LOOP_WITHIN_S,
+    SCHEDULES_MAX,
+)
 from rayobjects.messages import ERROR, OK, REDIRECT, SCHEDULED, Call
 from rayobjects.objects.promised import decode_plan
 from rayobjects.objects.retrying import Retries
@@ -56,6 +68,9 @@ class Firing(msgspec.Struct, array_like=True):
     plan: bytes = b""
 
 
+_Entry = tuple[float, int, ObjectId, str, float]
+"""Of the heap: when, a number, the object, the schedule's key and due time."""
+
 encode_firing = msgspec.msgpack.Encoder().encode
 decode_firing = msgspec.msgpack.Decoder(Firing).decode
 
@@ -65,10 +80,14 @@ class Scheduler:
 
     def __init__(self, host: HostCore) -> None:
         self._host = host
-        self._heap: list[tuple[float, int, ObjectId, str, float]] = []
+        self._heap: list[_Entry] = []
         self._heap_max = HEAP_FEW
         self._entries = 0
         self._firing: set[tuple[ObjectId, str, float]] = set()
+        # Those that take a place, and since when: the oldest first.
+        self._places: dict[tuple[ObjectId, str, float], float] = {}
+        self._of_object: dict[ObjectId, int] = {}
+        self._aside: dict[ObjectId, deque[_Entry]] = {}
         self._unanswered: dict[tuple[ObjectId, str, float], int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -95,9 +114,7 @@ class Scheduler:
         # One of another host's objects: that host fires it, if it lives.
         return promise.due + (0.0 if self._host.owns(id) else OTHERS_GRACE_S)
 
-    def _entry(
-        self, when: float, id: ObjectId, key: str, due: float
-    ) -> tuple[float, int, ObjectId, str, float]:
+    def _entry(self, when: float, id: ObjectId, key: str, due: float) -> _Entry:
         self._entries += 1
         return when, self._entries, id, key, due
 
@@ -118,7 +135,7 @@ class Scheduler:
 
     def _arm(self) -> None:
         """Sets the timer to the earliest entry, if more may be fired."""
-        if self._closed or not self._heap or len(self._firing) >= FIRINGS_AT_ONCE_MAX:
+        if self._closed or not self._heap or len(self._places) >= FIRINGS_AT_ONCE_MAX:
             return
         when = self._heap[0][0]
         if self._timer is not None:
@@ -138,34 +155,68 @@ class Scheduler:
         if self._closed or not self._heap:
             return
         now = self._host.now = self._host.clock.now()
+        self._give_places_back()
         heap = self._heap
-        while heap and heap[0][0] <= now and len(self._firing) < FIRINGS_AT_ONCE_MAX:
-            _, _, id, key, due = heappop(heap)
+        while heap and heap[0][0] <= now and len(self._places) < FIRINGS_AT_ONCE_MAX:
+            entry = heappop(heap)
+            _, _, id, key, due = entry
             promise = self._present(id, key, due)
             if promise is None:
                 self._unanswered.pop((id, key, due), None)
             elif not self._host.owns(id):
                 self._host.wake(id)  # its own actor fires it
                 self._push(now + OTHERS_AGAIN_S, id, key, due)
+            elif self._of_object.get(id, 0) >= FIRINGS_OF_OBJECT_MAX:
+                self._put_aside(entry)
             else:
                 self._fire(id, promise)
         self._arm()
+
+    def _give_places_back(self) -> None:
+        before = self._host.clock.monotonic() - FIRING_PLACE_S
+        for entry, since in list(self._places.items()):
+            if since > before:
+                break
+            del self._places[entry]
+
+    def _put_aside(self, entry: _Entry) -> None:
+        """Its object has enough under way."""
+        id = entry[2]
+        aside = self._aside.setdefault(id, deque())
+        aside.append(entry)
+        if len(aside) > 2 * SCHEDULES_MAX:
+            self._aside[id] = deque(each for each in aside if self._present(*each[2:]) is not None)
 
     def _fire(self, id: ObjectId, promise: Promise) -> None:
         entry = (id, promise.key, promise.due)
         if entry in self._firing:
             return
         self._firing.add(entry)
+        self._places[entry] = self._host.clock.monotonic()
+        self._of_object[id] = self._of_object.get(id, 0) + 1
         plan = decode_plan(promise.body)
         firing = encode_firing(Firing(promise.key, promise.due, plan.nonce))
         call_id = f"schedule:{id}:{plan.nonce}:{plan.planned!r}:{plan.attempts}"
         call = Call(0, *id, plan.method, SCHEDULED, firing, call_id)
 
         def respond(status: int, body: bytes, sequence: int) -> None:
-            self._firing.discard(entry)
+            self._ended(entry)
             self._answered(entry, call_id, status, body)
 
         self._host.submit(call, respond, True, False)
+
+    def _ended(self, entry: tuple[ObjectId, str, float]) -> None:
+        id = entry[0]
+        self._firing.discard(entry)
+        self._places.pop(entry, None)
+        self._of_object[id] -= 1
+        if not self._of_object[id]:
+            del self._of_object[id]
+        aside = self._aside.get(id)
+        if aside is not None:
+            heappush(self._heap, aside.popleft())  # as old as it is, it is among the next
+            if not aside:
+                del self._aside[id]
 
     def _answered(
         self, entry: tuple[ObjectId, str, float], call_id: str, status: int, body: bytes

@@ -19,7 +19,9 @@ from rayobjects.clock import SystemClock
 from rayobjects.errors import InvalidCall, MethodError
 from rayobjects.limits import (
     FINISHED_WINDOW_S,
+    FIRING_PLACE_S,
     FIRINGS_AT_ONCE_MAX,
+    FIRINGS_OF_OBJECT_MAX,
     LOOP_FIRINGS,
     SCHEDULES_MAX,
     VALUE_BYTES_MAX,
@@ -748,6 +750,63 @@ def test_guarantee_8_what_was_overdue_is_throttled() -> None:
             await until(lambda: len(promises(host, SCHEDULE)) == 1)
             assert PLAN["most"] == FIRINGS_AT_ONCE_MAX
             assert not RUNNING
+
+    run(main)
+
+
+def test_guarantee_7_busy_objects_do_not_hold_up_the_schedules_of_others() -> None:
+    """However many they are; each place is given to another after a while."""
+
+    async def main() -> None:
+        async with LocalHost([Planner]) as host:
+            count = 2 * FIRINGS_AT_ONCE_MAX + FIRINGS_AT_ONCE_MAX // 2
+            busy = [host.get(Planner, f"{number}") for number in range(count)]
+            for each in busy:
+                await each.plan.remote("held up", after=10, key="k")
+            holding = [each.hold.remote("gate") for each in busy]
+            await until(lambda: len(RUNNING) == count)
+            await host.get(Planner, "free").plan.remote("free", after=11)
+            await host.move(11)
+            await ticks(50)
+            assert RUNS == []
+            for _ in range(3):
+                await host.move(FIRING_PLACE_S)
+            await until(lambda: RUNS == ["free"])
+            GATES["gate"].set()
+            await asyncio.gather(*holding)
+            await moved_until(host, lambda: no_more(host))
+            assert ["free"] + ["held up"] * count == RUNS
+
+    run(main)
+
+
+def test_guarantee_8_of_a_busy_object_few_schedules_are_under_way() -> None:
+    """So it holds up nobody else, nor are its callers refused; and their order stays."""
+
+    async def main() -> None:
+        async with LocalHost([Planner]) as host:
+            p = host.get(Planner, "p")
+            count = 3 * FIRINGS_AT_ONCE_MAX
+            texts = [f"{number}" for number in range(count)]
+            for number, text in enumerate(texts):
+                await p.plan.remote(text, after=10 + number / 1_000, key=text)
+            holding = p.hold.remote("gate")
+            await until(lambda: RUNNING)
+            await host.get(Planner, "free").plan.remote("free", after=11)
+            await host.move(11)
+            await until(lambda: RUNS == ["free"])
+            core = host.core
+            assert core is not None
+            assert len(core.activations["Planner", "p"]._queue) == FIRINGS_OF_OBJECT_MAX
+            await host.move(10 * FIRING_PLACE_S)
+            await ticks(50)
+            assert len(core.activations["Planner", "p"]._queue) == FIRINGS_OF_OBJECT_MAX
+            GATES["gate"].set()
+            await holding
+            await moved_until(host, lambda: no_more(host))
+            assert ["free", *texts] == RUNS
+            assert not core.scheduler._aside
+            assert not core.scheduler._of_object
 
     run(main)
 

@@ -3,8 +3,10 @@
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from served import surroundings
 
@@ -189,6 +191,22 @@ def test_files_of_dead_clusters_are_removed(
     assert registry.running() == []
     assert not path.exists()
     assert not left.exists()
+
+
+def test_a_stopped_owner_whose_parent_takes_no_notice(tmp_path: Path) -> None:
+    """It stays in the list of processes, and is not waited for."""
+    owner = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    try:
+        facts = {"address": "", "token": "", "mark": "none", "owner": owner.pid, "started_at": 0.0}
+        facts |= {"directory": str(tmp_path), "path": str(tmp_path / "record.json")}
+        script = "from rayobjects.runtime import registry; registry.stop(registry.Record(**{}))"
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", script.format(facts)], check=True)
+        assert time.monotonic() - began < registry.STOP_S
+        assert psutil.Process(owner.pid).status() == psutil.STATUS_ZOMBIE
+    finally:
+        owner.kill()
+        owner.wait()
 
 
 def test_arguments() -> None:

@@ -20,12 +20,16 @@ from typing import Any
 
 import psutil
 
+from rayobjects.clock import SystemClock
 from rayobjects.errors import InvalidCall, Unavailable
 from rayobjects.runtime.keeper import sweep
 from rayobjects.settings import settings
 
 STOP_S = 20.0
 """How long the keeper may take to end Ray before it is killed; usually 1 s."""
+
+LOOK_AGAIN_S = 0.2
+"""How often it is looked whether a process that is to end has ended unnoticed by its parent."""
 
 LOOPBACK_ENVIRONMENT = {
     # On Linux Ray replaces 127.0.0.1 by the machine's address and listens on every interface,
@@ -135,8 +139,7 @@ def stop(record: Record) -> None:
     try:
         owner = psutil.Process(record.owner)
         os.kill(record.owner, signal.SIGTERM)
-        with contextlib.suppress(psutil.TimeoutExpired):
-            owner.wait(STOP_S)
+        _wait_for_end(owner)
     except (psutil.NoSuchProcess, ProcessLookupError):
         pass
     except PermissionError:
@@ -144,6 +147,17 @@ def stop(record: Record) -> None:
             f"the cluster at {record.address} belongs to another user: ask that user"
         ) from None
     forget(record)
+
+
+def _wait_for_end(process: psutil.Process) -> None:
+    """Waits STOP_S at most. A process that has ended and whose parent takes no notice is still
+    listed, and `psutil` would go on waiting for it."""
+    clock = SystemClock()
+    until = clock.monotonic() + STOP_S
+    while clock.monotonic() < until and process.status() != psutil.STATUS_ZOMBIE:
+        with contextlib.suppress(psutil.TimeoutExpired):
+            process.wait(LOOK_AGAIN_S)
+            return
 
 
 def wanted_address(address: str | None) -> str:

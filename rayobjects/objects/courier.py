@@ -90,6 +90,14 @@ class Courier:
         """Whether anything is not delivered yet."""
         return bool(self._queues)
 
+    def hand_over(self, sender: ObjectId) -> None:
+        """Another host delivers an object's messages from now on: nothing more is sent or noted
+        here, so that the receiver of what is under way does not forget it."""
+        if sender in self._waiting:
+            for pair in [pair for pair in self._queues if pair[0] == sender]:
+                self._keys.difference_update(each.key for each in self._queues.pop(pair))
+            del self._waiting[sender]
+
     def waiting(self, sender: ObjectId) -> int:
         """How many messages of an object are not delivered yet."""
         return self._waiting.get(sender, 0)
@@ -151,7 +159,7 @@ class Courier:
         outcome: Reply | RayObjectsError,
         unreached: int,
     ) -> None:
-        if self._closed:
+        if self._closed or pair not in self._queues:
             return
         error = outcome if isinstance(outcome, RayObjectsError) else None
         recorded = False
@@ -185,7 +193,8 @@ class Courier:
         )
 
         def noted() -> None:
-            self._queues[pair][0] = again
+            if pair in self._queues:
+                self._queues[pair][0] = again
             delivery.acknowledge()
             self._deliver(pair)
 
@@ -235,6 +244,8 @@ class Courier:
             else:
                 on_disk()
 
+        if pair not in self._queues:
+            return
         try:
             self._host.ledger.commit(Record(*pair[0], promises=[promise]), noted)
         except RayObjectsError:  # too much waits for the disk

@@ -3,7 +3,8 @@
 Their shard's host has that in its storage and cannot do it for them. It sees to it that their
 actors live, again and again until nothing is left to do, since waking one may fail. It begins with
 what it finds when it is opened; an actor that dies later is started again by Ray. Where their class
-moves to shared hosting, the host takes up what is left, before their first call.
+moves to shared hosting, the host takes up what is left, before their first call; and where it is
+deleted, when their actors are gone: what they had told others is delivered all the same.
 """
 
 from __future__ import annotations
@@ -40,6 +41,17 @@ class Others:
             self._watched.discard(id)
             for promise in self._host.ledger.promises_of(id):
                 self._host.promised(id, promise)
+
+    def take_over(self, class_name: str) -> None:
+        """The class's objects have no actors any more, and this host owns them from now on."""
+        for id, promise in self._host.ledger.promises():
+            if id.class_name == class_name:
+                self._watched.discard(id)
+                self._host.promised(id, promise)
+
+    def hand_over(self, id: ObjectId) -> None:
+        """The object has an actor of its own (again), which takes up whatever is not done now."""
+        self._host.courier.hand_over(id)
 
     def _look(self, id: ObjectId, attempt: int) -> None:
         host = self._host

@@ -200,6 +200,8 @@ class ShardHost(BaseHost):
         count = await deletion.page()
         if not count:
             del self._deletions[class_key]
+            self._dedicated.discard(class_key)
+            core.others.take_over(class_key)  # what its objects had told others goes from here
         return count
 
     async def _is_deleted(self, class_key: str) -> bool:
@@ -236,6 +238,8 @@ class ShardHost(BaseHost):
         if request.operation == "claim":
             if await self._is_deleted(request.class_name):
                 raise InvalidCall(f"the class of {id} is being deleted", status=404)
+            if self.core is not None:
+                self.core.others.hand_over(id)
             last = request.owner_epoch
             epoch = await outcome(lambda done: shard.claim_object(id, done, last=last))
             if request.node:

@@ -164,6 +164,9 @@ def list_promises(
     names = {each.key: each.name for each in catalog.classes.values()}
     for each in found:
         each["class"] = names.get(each["class"], each["class"])
+        if "to" in each:
+            key, _, name = each["to"].partition("/")
+            each["to"] = f"{names.get(key, key)}/{name}"
     found.sort(key=lambda each: (each["due"], each["class"], each["name"], each["key"]))
     return found[:limit]
 

@@ -260,6 +260,7 @@ class BaseHost:
         if self._probation is not None:
             make = partial(CoreOnProbation, self._probation)
         await self._around.take()
+        await self._router.refresh()  # its objects' messages are told by the keys of classes
         ledger = await self.open_ledger()
         core = make(
             ledger=ledger,

@@ -201,7 +201,8 @@ class RemoteMethod:
                 "durable object, and none is running here: use .remote(…)"
             )
         body = self._pickled(args, kwargs)
-        context.tell(self._class_name, self._name, self._method, body, (args, kwargs))
+        key = process.router().key_of(self._class_name)  # its messages are in order by any name
+        context.tell(key, self._name, self._method, body, (args, kwargs))
 
     def _pickled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         body = values.dump_arguments(args, kwargs)

@@ -68,6 +68,10 @@ class LocalRouter:
         if core is not None:
             core.cancel_for_caller(ObjectId(call.class_name, call.name), call.id)
 
+    def key_of(self, class_name: str) -> str:
+        """Classes of a `LocalHost` are never renamed."""
+        return class_name
+
     def _submit(self, call: Call, replied: Replied, context: CallContext | None) -> None:
         if context is None:
             self._send(call, replied)

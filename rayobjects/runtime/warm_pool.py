@@ -38,8 +38,12 @@ NODES_MAX = 16
 REFILL_AFTER_S = 1.0
 """A new process takes a second of a CPU, which the object that has just woken may need first."""
 
-AT_ONCE_MAX = 8
-"""Processes that a node is asked to start at once."""
+AT_ONCE_MAX = 2
+"""Processes that a node is asked to start at once: Ray starts as many at a time as there are CPUs,
+but two at least (`cluster.RAY_ENVIRONMENT`), and forgets what it is asked for beyond."""
+
+STARTED_WITHIN_S = 2.0
+"""After so long it is asked for the next ones."""
 
 KEEP_S = 365 * 24 * 3600
 """How long Ray keeps one that nobody needs."""
@@ -65,9 +69,13 @@ class WarmPool:
         try:
             while self._taken:
                 await asyncio.sleep(REFILL_AFTER_S)
-                taken, self._taken = self._taken, Counter()
-                for node, count in taken.items():
-                    await asyncio.to_thread(start_workers, node, min(count, AT_ONCE_MAX))
+                for node, count in list(self._taken.items()):
+                    some = min(count, AT_ONCE_MAX)
+                    self._taken[node] -= some
+                    await asyncio.to_thread(start_workers, node, some)
+                self._taken = +self._taken  # only those of which more have been taken
+                if self._taken:
+                    await asyncio.sleep(STARTED_WITHIN_S)
         finally:
             self._refilling = False
 

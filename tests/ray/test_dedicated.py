@@ -32,7 +32,7 @@ UNAVAILABLE_AFTER_S = 17.0
 def objects(ray_cluster: RayCluster) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYOBJECTS_UNAVAILABLE_AFTER_S", str(UNAVAILABLE_AFTER_S))
-        with objects_on(ray_cluster, shards=1, idle_s=5.0):
+        with objects_on(ray_cluster, shards=1, idle_s=2.5):
             yield
 
 
@@ -188,7 +188,7 @@ def test_warm_processes_are_replaced() -> None:
 
     until(lambda: idle() >= WORKERS_A_NODE)
     before = idle()
-    for number in range(before + 1):
+    for number in range(WORKERS_A_NODE + 1):
         assert counters.get(str(number)).increment.remote().result(WITHIN_S) == 1
     until(lambda: idle() >= before)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import statistics
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -933,7 +934,7 @@ def test_guarantee_7_a_hundred_thousand_schedules() -> None:
                 while len(RUNS) <= number:  # noqa: ASYNC110  (the time is what is tested)
                     await asyncio.sleep(0.002)
                 late.append(time.time() - due)
-            assert min(late) < 0.05
+            assert statistics.median(late) < 0.05, late
             busy = (time.process_time() - cpu) / (time.perf_counter() - waited)
             assert busy < 0.5, "it waits without a busy loop"
             # As after an error: nothing is folded, which takes most of the time.

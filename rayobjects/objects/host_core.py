@@ -231,6 +231,10 @@ class HostCore:
                 ):
                     under_way.append(respond)
                 return
+            refusal = self.intents.refusal(ObjectId(*key), call.id)
+            if refusal is not None:
+                respond(ERROR, to_wire(refusal, with_cause=False), 0)
+                return
         if call.seen:  # of a stream that an earlier process had
             respond(ERROR, to_wire(streams.cut_off(call), with_cause=False), 0)
             return

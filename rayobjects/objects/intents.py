@@ -43,6 +43,10 @@ UNENDED = Retries(first_s=0.5, longest_s=60.0)
 disk takes nothing more."""
 
 
+TOO_OLD = "it is so old that those it had called may have forgotten it"
+"""Why a call is given up that began before HELD_WINDOW_S."""
+
+
 class Begun:
     """What is journaled of a running call.
 
@@ -179,8 +183,9 @@ class Intents:
             return
         found = decode_intent(intent.body)
         if too_old(found, host.clock.now()):
-            why = "it is so old that those it had called may have forgotten it"
-            host.note(Record(*id, promises=[Promise(INTENT, intent.key, 0.0, intent.body, why)]))
+            host.note(
+                Record(*id, promises=[Promise(INTENT, intent.key, 0.0, intent.body, TOO_OLD)])
+            )
             return
         self._running.add(entry)
         host.ledger.forget(intent.key, id)  # the reply that said that it had failed
@@ -225,6 +230,24 @@ class Intents:
                 self._attempts.pop(entry, None)
 
         self._host.timers.after(UNENDED.pause_s(attempt, self._host.random), again)
+
+    def refusal(self, id: ObjectId, call_id: str) -> InvalidCall | None:
+        """Why a call that somebody asks for again is not run, though no reply of it is kept: it has
+        called others, and was given up. That is for whoever retries or discards it."""
+        intent = self._host.ledger.promise(id, INTENT, call_id)
+        if intent is None:
+            return None
+        why = intent.failed
+        if not why and too_old(decode_intent(intent.body), self._host.clock.now()):
+            why = TOO_OLD
+        if not why:
+            return None
+        return InvalidCall(
+            f"the call was given up, and waits for somebody to have it retried or discarded (see "
+            f"`rayobjects intents`): {why}",
+            status=500,
+            details={"stopped": call_id},
+        )
 
     def begun(self, id: ObjectId, call_id: str) -> Begun | None:
         """What is on disk of a call that is about to run: it has run before, and was cut off."""

@@ -230,7 +230,7 @@ class ShardHost(BaseHost):
         assert shard is not None
         id = ObjectId(request.class_name, request.name)
         for call_id in request.forget:
-            shard.forget(call_id)
+            shard.forget(call_id, id)
         for sequence, gateway in request.sent:
             shard.sent(id, sequence, gateway)
         if request.operation == "commit":

@@ -141,8 +141,11 @@ class FinishedCalls:
                 return True
             if self._dropped.pop(whole, None) is not None:
                 return True
-            if self.get(key, call_id) is None:
-                return False
+            kept = self._by_id.get(call_id)
+            if kept is None or (kept.class_name, kept.name) != key:
+                held = self._held.get(call_id)
+                ours = held is not None and (held.class_name, held.name) == key
+                return ours and self.forget_held(call_id)
         finished = self._by_id.pop(call_id, None)
         if finished is None:
             return self.forget_held(call_id)

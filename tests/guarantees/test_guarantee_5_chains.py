@@ -575,6 +575,64 @@ def test_guarantee_5_a_retry_does_not_forget_the_reply_of_another_object() -> No
     run(main)
 
 
+def test_guarantee_5_what_was_given_up_is_not_run_because_somebody_asks_again() -> None:
+    """Nobody but whoever retries it decides that; also when its reply is not kept any more."""
+
+    async def main() -> None:
+        async with LocalHost([Account]) as host:
+            a = host.get(Account, "a")
+
+            def ask() -> Any:
+                return host.post(a, "planned", {"gate": "gate"}, idempotency_key="k")
+
+            PLAN["first"] = ("b", 10)
+            planned = asyncio.ensure_future(ask())
+            await GATES.until_reached("gate")
+            PLAN["first"] = ("c", 10)
+            GATES["gate"].set()
+            await host.kill()
+            with pytest.raises(InvalidCall, match="stopped"):
+                await planned
+            (failed,) = listed(host)
+            await host.move(2 * FINISHED_WINDOW_S)
+            PLAN["first"] = ("b", 10)
+            with pytest.raises(InvalidCall, match="rayobjects intents") as caught:
+                await ask()
+            assert caught.value.details["stopped"] == "key:k"
+            assert listed(host) == [failed]
+            assert await stand(host, "a") == (0, [])
+            await settle(a, "retry", "intent", failed["key"])
+            await moved_until(host, lambda: kept(host))
+            assert await ask() == "done"
+            assert (await stand(host, "a"))[0] == 1
+            assert await stand(host, "b") == (10, ["+10"])
+
+    run(main)
+
+
+def test_guarantee_5_what_is_too_old_is_not_run_because_somebody_asks_again() -> None:
+    async def main() -> None:
+        async with LocalHost([Account]) as host:
+            a = host.get(Account, "a")
+            PLAN["first"] = ("b", 10)
+
+            def ask() -> Any:
+                return host.post(a, "planned", {"gate": "gate"}, idempotency_key="k")
+
+            planned = asyncio.ensure_future(ask())
+            await GATES.until_reached("gate")
+            core = host.core
+            assert core is not None
+            core.intents.run_again = lambda id, intent: None  # type: ignore[method-assign]
+            core._by_id.clear()  # as if it had been cut off, and its host not looked at it since
+            host.clock.move(HELD_WINDOW_S + 1)
+            with pytest.raises(InvalidCall, match="so old"):
+                await ask()
+            planned.cancel()
+
+    run(main)
+
+
 # -- no room ------------------------------------------------------------------------------------
 
 

@@ -54,6 +54,21 @@ def test_small_replies_are_never_dropped() -> None:
     assert calls.reply_bytes <= 1_000
 
 
+def test_one_object_does_not_forget_the_call_of_another() -> None:
+    calls = FinishedCalls()
+    calls.add(call(1, id="key:k"))
+    calls.add(Finished(*OTHER, "key:k", 0, b"held", 1.0, 2, held=True))
+    assert calls.forget("key:k", OTHER)
+    assert calls.get(KEY, "key:k") == call(1, id="key:k")
+    assert calls.get(OTHER, "key:k") is None
+    assert not calls.forget("key:k", OTHER)
+    calls.add(Finished(*OTHER, "key:k", 0, b"held", 1.0, 2, held=True))
+    assert calls.forget("key:k", KEY)
+    assert calls.get(KEY, "key:k") is None
+    assert calls.get(OTHER, "key:k") is not None
+    assert calls.held_bytes == 4
+
+
 def test_bytes_are_counted_through_repetitions_forgetting_and_time() -> None:
     calls = FinishedCalls(bytes_max=1_000)
     calls.add(call(1))

@@ -76,11 +76,15 @@ class Channel(CallerChannel):
         """Whether there is a session."""
         return self._connected
 
-    def acknowledge_child(self, number: int, call: Call) -> None:
-        """The reply of a call of an object, which was sent as this number, is needed no more."""
+    def acknowledge_child(self, number: int, held: Call | None) -> None:
+        """The reply of a call of an object, which was sent as this number, is needed no more.
+
+        Args:
+            held: the call, if the host holds its reply.
+        """
         self.acknowledge(number)
-        if call.held:
-            self.forget.add(call)
+        if held is not None:
+            self.forget.add(held)
 
     @property
     def _has_something(self) -> bool:

@@ -51,6 +51,8 @@ class Follow:
                     self._replied, outcome.take = outcome.take or self._replied, None
                 return
             if self._context is not None:
-                channel, number, call = self._channel, self.number, self._call
-                self._context.add_child(lambda: channel.acknowledge_child(number, call))
+                channel, number = self._channel, self.number
+                # A reply that is in no record is not held, and its call may come under the same id.
+                held = self._call if self._call.held and outcome.sequence else None
+                self._context.add_child(lambda: channel.acknowledge_child(number, held))
         self._replied(outcome)

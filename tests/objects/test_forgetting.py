@@ -20,6 +20,7 @@ class Gate:
     """Where a method waits for its test."""
 
     event: asyncio.Event
+    crowded: list[str]
 
     def __reduce__(self) -> str:
         return "GATE"  # classes that use it are pickled when they are deployed
@@ -38,8 +39,8 @@ class Boss(ro.DurableObject):
             await GATE.event.wait()
         return self.asked
 
-    def say(self, name: str) -> None:
-        ro.namespace("Worker").get(name).work.tell()
+    def say(self, name: str, method: str = "work") -> None:
+        getattr(ro.namespace("Worker").get(name), method).tell()
 
 
 class Worker(ro.DurableObject):
@@ -48,6 +49,13 @@ class Worker(ro.DurableObject):
     def work(self) -> int:
         self.done += 1
         return self.done
+
+    async def work_later(self) -> int:
+        if not GATE.crowded:
+            GATE.crowded.append(self.id.name)
+            raise ro.Overloaded("there is a crowd")
+        await GATE.event.wait()
+        return self.work()
 
 
 class Restless(ro.DurableObject):
@@ -65,7 +73,7 @@ NAMES: list[str] = []
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acknowledging, "SAY_WITHIN_S", 0.05)
-    GATE.event = asyncio.Event()
+    GATE.event, GATE.crowded = asyncio.Event(), []
     NAMES.clear()
 
 
@@ -160,6 +168,32 @@ def test_a_host_that_is_down_is_told_when_it_is_back(monkeypatch: pytest.MonkeyP
             await asyncio.sleep(0.3)
             await receiver.kill()
             await until(lambda: not receiver.held)
+
+    asyncio.run(main())
+
+
+def test_guarantee_5_an_attempt_that_left_no_trace_does_not_forget_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A message that could not be taken comes again under the same id."""
+
+    async def main() -> None:
+        async with LocalCluster(monkeypatch, [Boss, Worker]) as cluster:
+            boss, worker = cluster.get(Boss), cluster.get(Worker, 1)
+            sender, receiver = cluster.hosts
+            await boss.say.remote(worker.id.name, "work_later")
+            await until(lambda: GATE.crowded)
+            GATE.event.set()
+            await asyncio.sleep(0.01)
+            with sender.syncs_held():  # so it does not note that its message has arrived
+                await sender.move(1)
+                await until(lambda: receiver.held)
+                await noted(receiver)
+                await asyncio.sleep(0.2)
+                assert receiver.held == 1
+            await sender.kill()
+            await until(lambda: not sender.shard.promises())
+            assert await worker.work.remote() == 2
 
     asyncio.run(main())
 

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rayobjects.clock import Clock
-from rayobjects.errors import Cancelled, MethodError, RayObjectsError, to_wire
+from rayobjects.errors import Cancelled, DeadlineExceeded, MethodError, RayObjectsError, to_wire
 from rayobjects.ids import ObjectId
 from rayobjects.limits import FINISHED_WINDOW_S
 from rayobjects.messages import ERROR, OPENED, PROBE, Call
@@ -69,6 +69,7 @@ class _Waiting(NamedTuple):
     call: Call
     respond: Respond
     run: Run
+    came_at: float
 
 
 class _Queue:
@@ -130,7 +131,8 @@ class Probation:
         if suspect is not None and suspect.deaths >= DEATHS_MAX:
             respond(ERROR, to_wire(_stopped(call), with_cause=False), 0)
             return
-        waiting = _Waiting(key, suspect is not None, call, respond, run)
+        now = self._clock.monotonic()
+        waiting = _Waiting(key, suspect is not None, call, respond, run, now)
         if suspect is None and queue is None:
             self._run(id, waiting)
             return
@@ -158,6 +160,23 @@ class Probation:
         noted = _Noted(self, id, key, self._notes.begin(key), waiting.respond)
         waiting.run(waiting.call, noted)
 
+    def _is_late(self, waiting: _Waiting) -> bool:
+        """Answers a call for which its caller has no time left; else takes what it has waited from
+        that."""
+        call = waiting.call
+        if not call.timeout_s:
+            return False
+        left_s = call.timeout_s - (self._clock.monotonic() - waiting.came_at)
+        if left_s > 0:
+            call.timeout_s = left_s
+            return False
+        error = DeadlineExceeded(
+            f"{call.class_name}/{call.name}.{call.method} has not begun within the "
+            f"{call.timeout_s:g} s that its caller had for it: its host had died before"
+        )
+        waiting.respond(ERROR, to_wire(error, with_cause=False), 0)
+        return True
+
     def _begin_soon(self) -> None:
         # In the next tick, when all that was sent together is here.
         asyncio.get_running_loop().call_soon(self._begin_next)
@@ -173,6 +192,9 @@ class Probation:
                 queue.aside.append(entry)
                 continue
             waiting = queue.calls.popleft()
+            if self._is_late(waiting):
+                self._go_on(id, queue)
+                continue
             key = self._first = queue.begun = waiting.key
             delay_s = min(STAGGER_S, STAGGER_ALL_S / (len(self._heap) + 1))
             loop = asyncio.get_running_loop()
@@ -208,7 +230,9 @@ class Probation:
         if self._first is not None and self._first == queue.begun:
             return  # that has the host to itself
         while calls and not calls[0].suspected:
-            self._run(id, calls.popleft())
+            waiting = calls.popleft()
+            if not self._is_late(waiting):
+                self._run(id, waiting)
         if not calls and self._queues.get(id) is queue:
             del self._queues[id]
 

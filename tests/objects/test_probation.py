@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -314,6 +315,46 @@ def test_what_waits_here_can_be_taken_back(path: Path) -> None:
         await until(lambda: began == ["new 2"])
         send("new 3")
         assert began == ["new 2", "new 3"]
+
+    asyncio.run(main())
+
+
+def test_what_has_waited_here_for_too_long_does_not_begin(path: Path) -> None:
+    DeathNotes.open(path)
+    notes, _ = DeathNotes.open(path)
+    for id in ("slow 1", "slow 2"):
+        notes.begin(key_of("Room", "lobby", id))
+    notes, running = DeathNotes.open(path)
+    assert running is not None
+    clock = ManualClock()
+    watched = Probation(notes, clock, running)
+    answers: dict[str, object] = {}
+    ends: dict[str, Callable[[], None]] = {}
+    left: dict[str, float] = {}
+
+    async def main() -> None:
+        def send(id: str, timeout_s: float) -> None:
+            def respond(status: int, body: bytes, sequence: int) -> None:
+                answers[id] = "done" if status == OK else from_wire(body)
+
+            def run(call: Call, respond) -> None:  # type: ignore[no-untyped-def]
+                left[id] = call.timeout_s
+                ends[id] = lambda: respond(OK, b"", 0)
+
+            call = Call(0, "Room", "lobby", "slow", PICKLE, b"", id=id, timeout_s=timeout_s)
+            watched.take(call, respond, run)
+
+        for id, timeout_s in (("slow 1", 1), ("new 1", 2), ("slow 2", 2), ("new 2", 5)):
+            send(id, timeout_s)
+        await until(lambda: "slow 1" in ends)
+        clock.move(3)
+        ends["slow 1"]()
+        await until(lambda: "new 2" in ends)
+        ends["new 2"]()
+        assert left == {"slow 1": 1, "new 2": pytest.approx(2)}
+        late = [answers[id] for id in ("new 1", "slow 2")]
+        assert all(isinstance(error, ro.DeadlineExceeded) for error in late)
+        assert answers["new 2"] == "done"
 
     asyncio.run(main())
 

@@ -8,6 +8,7 @@ class, and read by gateways and clients, which never load the class itself.
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ from rayobjects.objects.pickling import load_classes as load_classes
 from rayobjects.objects.pickling import pickle_classes as pickle_classes
 from rayobjects.objects.ray_options import check_ray_options
 from rayobjects.objects.signatures import ArgumentParser, by_name, parameters_of, schemas_of
+
+logger = logging.getLogger("rayobjects")
 
 
 class MethodInfo(msgspec.Struct):
@@ -218,6 +221,13 @@ def describe(cls: type[DurableObject]) -> ClassInfo:
     check_class(cls)
     functions = methods_of(cls)
     parameters = {name: parameters_of(function, cls) for name, function in functions.items()}
+    for method, each in parameters.items():
+        for argument, why in each.unchecked.items():
+            logger.warning(
+                "%s.%s takes any %s over HTTP, and hands it on unchecked: its annotation is of no "
+                "use there (%s)",
+                *(cls.__name__, method, argument, why),
+            )
     schemas = schemas_of(cls.__name__, parameters)
     options = options_of(cls)
     hooks = hooks_of(cls)

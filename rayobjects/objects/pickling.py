@@ -17,6 +17,7 @@ class again when it is needed.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import pickle
 import re
@@ -41,6 +42,7 @@ import cloudpickle
 from rayobjects.errors import InvalidCall
 from rayobjects.limits import CALL_BYTES_MAX
 from rayobjects.objects.signatures import resolved
+from rayobjects.objects.typed_dicts import is_plain, reduced
 from rayobjects.storage.values import name_class
 
 _INSTALLED = tuple(
@@ -231,6 +233,13 @@ class _Recorder(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, type) and not _is_installed(value):
             self.seen[value] = None
+            if is_plain(value):
+                return reduced(value)
+        # Fields of a dataclass have them, and are told by identity: a copy would be a default.
+        elif value is dataclasses.MISSING:
+            return "MISSING"
+        elif value is dataclasses.KW_ONLY:
+            return "KW_ONLY"
         return super().reducer_override(value)
 
 

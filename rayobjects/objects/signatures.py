@@ -2,7 +2,7 @@
 
 A method's parameters become a typed dictionary, which pydantic turns into a schema and, when the
 first call comes, into a validator. What pydantic cannot handle is "any": a method with a strange
-annotation can still be called.
+annotation can still be called, and whoever deploys it is told.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rayobjects.errors import InvalidCall, MethodError
 from rayobjects.messages import encode_json
 from rayobjects.objects.marks import stream_of
 from rayobjects.objects.strict_json import mistake_in
+from rayobjects.objects.typed_dicts import checkable
 
 REF_PREFIX = "#/components/schemas/"
 """Where the schemas refer to their definitions, as OpenAPI wants it."""
@@ -41,6 +42,7 @@ class Parameters(NamedTuple):
         defaults: parameter → its default, of those that have one.
         positional_only: those that Python takes by position only, in order.
         extra: the type of further keyword arguments; None if there may not be any.
+        unchecked: what is Any because pydantic cannot handle it: parameter → why.
         returns: the type of the result, or of a generator's items; `inspect.Signature.empty` if the
             method does not say.
     """
@@ -50,6 +52,7 @@ class Parameters(NamedTuple):
     positional_only: tuple[str, ...]
     extra: Any
     returns: Any
+    unchecked: dict[str, str]
 
 
 def parameters_of(function: Callable[..., Any], owner: type) -> Parameters:
@@ -57,15 +60,18 @@ def parameters_of(function: Callable[..., Any], owner: type) -> Parameters:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
-        return Parameters({}, {}, (), Any, inspect.Signature.empty)
+        return Parameters({}, {}, (), Any, inspect.Signature.empty, {})
     hints = annotations_of(function, owner)
     types: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
     positional_only: list[str] = []
+    unchecked: dict[str, str] = {}
     extra: Any = None
     for parameter in list(signature.parameters.values())[1:]:
-        hint = hints.get(parameter.name, Any)
-        hint = hint if _is_usable(hint) else Any
+        hint = checkable(hints.get(parameter.name, Any))
+        problem = _problem(hint)
+        if problem:
+            hint, unchecked[parameter.name] = Any, problem
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             extra = hint
             continue
@@ -76,11 +82,11 @@ def parameters_of(function: Callable[..., Any], owner: type) -> Parameters:
         types[parameter.name] = hint
         if parameter.default is not inspect.Parameter.empty:
             defaults[parameter.name] = parameter.default
-    returns = hints.get("return", inspect.Signature.empty)
+    returns = checkable(hints.get("return", inspect.Signature.empty))
     if stream_of(function):
         of = typing.get_args(returns)  # such as Iterator[int] or AsyncGenerator[int, None]
         returns = of[0] if of else inspect.Signature.empty
-    return Parameters(types, defaults, tuple(positional_only), extra, returns)
+    return Parameters(types, defaults, tuple(positional_only), extra, returns, unchecked)
 
 
 def annotations_of(function: Callable[..., Any], owner: type) -> dict[str, Any]:
@@ -211,7 +217,7 @@ def schemas_of(class_name: str, methods: Mapping[str, Parameters]) -> Schemas:
         adapter = TypeAdapter(_arguments_type(name, parameters))
         inputs.append(((name, "in"), "validation", adapter))
         returns = parameters.returns
-        if returns is not inspect.Signature.empty and _is_usable(returns, "serialization"):
+        if returns is not inspect.Signature.empty and not _problem(returns, "serialization"):
             inputs.append(((name, "out"), "serialization", TypeAdapter(returns)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a default without a JSON form is left out, that is all
@@ -254,20 +260,22 @@ def _arguments_type(name: str, parameters: Parameters) -> Any:
     return make(title, fields, extra_items=parameters.extra)
 
 
-def _is_usable(annotation: Any, mode: Any = "validation") -> bool:
-    """Whether pydantic can check a value against the annotation and describe it."""
+def _problem(annotation: Any, mode: Any = "validation") -> str:
+    """Why pydantic cannot check a value against the annotation, or not describe it; "" if it
+    can."""
     try:
         if annotation in _PLAIN:
-            return True
+            return ""
     except TypeError:  # an unhashable annotation
         pass
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             TypeAdapter(annotation).json_schema(mode=mode)
-    except Exception:  # pydantic has a dozen ways to say no
-        return False
-    return True
+    except Exception as error:  # pydantic has a dozen ways to say no
+        lines = str(error).strip().splitlines()
+        return lines[0] if lines else type(error).__name__
+    return ""
 
 
 def _add_default(properties: dict[str, Any], field: str, default: Any) -> None:

@@ -94,6 +94,10 @@ _DOCS_PAGE = b"""<!DOCTYPE html>
 body { margin: 0; background: #fff; }
 html.dark-mode body { background: #1c2022; }
 .swagger-ui .wrapper { padding: 0 16px; }
+.swagger-ui .markdown p, .swagger-ui .renderedMarkdown p { line-height: 1.5; }
+.swagger-ui .markdown :not(pre) > code, .swagger-ui .renderedMarkdown :not(pre) > code {
+  padding: 1px 4px;  /* more would cover the line below */
+}
 </style>
 </head>
 <body>

@@ -103,6 +103,12 @@ class InvalidCall(RayObjectsError):
         self.status = status
 
 
+def misuse(message: str) -> InvalidCall:
+    """For a mistake in the code that runs, as opposed to the call that it answers. In a method it
+    is what the method has raised: its caller gets a MethodError, and the host logs the line."""
+    return InvalidCall(message, status=500)
+
+
 class Overloaded(RayObjectsError):
     """A bounded queue is full: back off, then try again."""
 

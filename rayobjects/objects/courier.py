@@ -186,6 +186,11 @@ class Courier:
         if attempt > DEFAULT.max_attempts:
             self._give_up(pair, error.message, delivery)
             return
+        if attempt == 1 and not isinstance(error, MethodError):  # those are in the log already
+            self._host.report(
+                f"{pair[0]} told {pair[1]}.{told.method}, which was refused: {error.message}. It "
+                "is tried again, and what else it tells that object waits"
+            )
         told = msgspec.structs.replace(told, attempts=told.attempts + 1)
         pause_s = DEFAULT.pause_s(attempt, self._host.random)
         again = msgspec.structs.replace(

@@ -12,7 +12,12 @@ from rayobjects.messages import ERROR, OK, PICKLE, SCHEDULED, SOCKET, Call
 from rayobjects.objects import scheduling
 from rayobjects.objects.commit import Aborted, Respond, aborted
 from rayobjects.objects.context import CallContext
-from rayobjects.objects.invocation import Invocation, encode_result, is_binding_error
+from rayobjects.objects.invocation import (
+    Invocation,
+    encode_result,
+    is_binding_error,
+    is_raised_in_method,
+)
 from rayobjects.storage.records import Record
 
 if TYPE_CHECKING:
@@ -119,9 +124,20 @@ def wrap(activation: Activation, context: CallContext, error: BaseException) -> 
         return context.ending
     if is_binding_error(error):
         return InvalidCall(f"{target}: {error}")
+    if isinstance(error, InvalidCall) and error.status >= 500:
+        return _misused(activation, target, error)
     if isinstance(error, RayObjectsError):
         return error
     return activation.host.raised(target, error)
+
+
+def _misused(activation: Activation, target: str, error: InvalidCall) -> RayObjectsError:
+    """A mistake of the method's own: raised in it, or by what it left behind, of which no line is
+    known."""
+    if is_raised_in_method(error):
+        return activation.host.raised(target, error)
+    activation.host.report(error.message)
+    return error
 
 
 def _encoded(

@@ -317,6 +317,16 @@ def is_binding_error(error: BaseException) -> bool:
     return trace.tb_frame.f_globals.get("__name__") in _CALLERS
 
 
+def is_raised_in_method(error: BaseException) -> bool:
+    """Whether a frame of the user's is in its traceback."""
+    trace = error.__traceback__
+    while trace is not None:
+        if not trace.tb_frame.f_globals.get("__name__", "").startswith("rayobjects."):
+            return True
+        trace = trace.tb_next
+    return False
+
+
 _CALLING = ("activation", "filters", "streams", "threads")
 
 _CALLERS = frozenset({__name__, *(f"rayobjects.objects.{name}" for name in _CALLING)})

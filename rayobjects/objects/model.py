@@ -8,6 +8,8 @@ what must last is a durable attribute or a key of `self.storage`.
 from __future__ import annotations
 
 import inspect
+import re
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar
@@ -54,6 +56,11 @@ _OWN = frozenset(
     ]
 )
 """What an object has of the runtime, beside the hooks."""
+
+_MUTABLE = (list, dict, set, bytearray, deque)
+
+_CONSTANT = re.compile(r"\b(ClassVar|Final)\b")
+"""In an annotation, which may be a string."""
 
 _OF_STUBS = frozenset({"delete", "options"})
 """What a stub has of the runtime: `stub.delete()` deletes the object, whatever its class has."""
@@ -102,6 +109,7 @@ class DurableObject:
         super().__init_subclass__()
         cls._durable_options = _checked_options(cls, options)
         _check_names(cls)
+        _check_defaults(cls)
         marks.check(cls, HOOKS)
         if "__init__" in vars(cls):
             _check_init(cls)
@@ -329,6 +337,19 @@ def _check_names(cls: type[DurableObject]) -> None:
     for name, value in vars(cls).items():
         if name in HOOKS and isinstance(value, Field):
             raise TypeError(f"{cls.__name__}.{name} is the runtime's: choose another name")
+
+
+def _check_defaults(cls: type[DurableObject]) -> None:
+    """What looks like an attribute of each object, and would be one value for all on a host."""
+    for name, hint in vars(cls).get("__annotations__", {}).items():
+        value = vars(cls).get(name)
+        if isinstance(value, _MUTABLE) and not _CONSTANT.search(str(hint)):
+            kind = type(value).__name__
+            raise TypeError(
+                f"{cls.__name__}.{name} would be one {kind} for all objects of a host, and would "
+                f"not be stored: write `{name}: {kind} = ro.durable(factory={kind})`, or annotate "
+                "it as ClassVar if it is a constant of the class"
+            )
 
 
 def _check_init(cls: type[DurableObject]) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Generic, Protocol, TypeVar
 
-from rayobjects.errors import InvalidCall, RayObjectsError, from_wire
+from rayobjects.errors import InvalidCall, RayObjectsError, from_wire, misuse
 from rayobjects.limits import STREAM_BYTES_AHEAD_MAX, STREAM_ITEMS_AHEAD_MAX
 from rayobjects.messages import END, ERROR, ITEM, OK, OPENED, PICKLE, Reply, decode_count
 from rayobjects.storage import values
@@ -281,7 +281,7 @@ class StreamReader(Generic[T]):
     def __next__(self) -> T:
         response = self._response
         if response._router.must_not_wait():
-            raise InvalidCall(
+            raise misuse(
                 f"{response._target}: a plain `for` would wait for ever here, because it holds up "
                 "the event loop that brings the items: use `async for`"
             )
@@ -344,14 +344,14 @@ def _reading_of(response: Answer) -> Reading:
     if isinstance(outcome, Unread):
         reading = outcome.take()
         if reading is None:
-            raise InvalidCall(f"{response._target}: a stream can be read once: call it again")
+            raise misuse(f"{response._target}: a stream can be read once: call it again")
         return reading
     if isinstance(outcome, RayObjectsError):
         raise outcome
     if outcome.status == END:
         return _ended(response._router, outcome)
     if outcome.status == OK:
-        raise InvalidCall(
+        raise misuse(
             f"{response._target} is no generator and returns one value: `await` the response"
         )
     raise from_wire(outcome.body)
@@ -369,7 +369,7 @@ def not_awaited(target: str, unread: Unread | None) -> InvalidCall:
     reading = unread.take() if unread is not None else None
     if reading is not None:
         reading.close()
-    return InvalidCall(
+    return misuse(
         f"{target} is a generator, and its items come as a stream: read it with "
         f"`async for item in …remote(…)`, or `for` in plain code"
     )

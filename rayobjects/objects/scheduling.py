@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from rayobjects.errors import InvalidCall, RayObjectsError, to_wire
+from rayobjects.errors import InvalidCall, RayObjectsError, misuse, to_wire
 from rayobjects.limits import KEY_BYTES_MAX, LOOP_PAUSE_S, VALUE_BYTES_MAX
 from rayobjects.messages import ERROR, Call
 from rayobjects.objects import carried
@@ -88,7 +88,8 @@ def plan(
     context = running()
     name = method if isinstance(method, str) else getattr(method, "__name__", "")
     if not callable(getattr(type(instance), name, None)):
-        raise InvalidCall(
+        wrong = misuse if not name else InvalidCall  # a name may be the caller's choice
+        raise wrong(
             f"{type(instance).__name__} has no method {name or method!r} to schedule: pass one of "
             "its own, such as self.remind"
         )

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rayobjects.errors import InvalidCall, StorageFailed
+from rayobjects.errors import InvalidCall, StorageFailed, misuse
 from rayobjects.ids import ObjectId
 from rayobjects.limits import CHANGES_BYTES_MAX, PAGE_KEYS_MAX
 from rayobjects.objects.changes import NO_CHANGES, Changes
@@ -153,7 +153,7 @@ class State:
             try:
                 entry = encode_value(live[key])
             except InvalidCall as error:
-                raise InvalidCall(f"{self._called(key)} cannot be stored: {error}") from error
+                raise misuse(f"{self._called(key)} cannot be stored: {error}") from error
             if mark == SET:
                 if entry == before:
                     continue

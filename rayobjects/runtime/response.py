@@ -9,12 +9,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from rayobjects.errors import (
-    DeadlineExceeded,
-    InvalidCall,
-    RayObjectsError,
-    from_wire,
-)
+from rayobjects.errors import DeadlineExceeded, InvalidCall, RayObjectsError, from_wire, misuse
 from rayobjects.messages import END, OK, PICKLE, Call, Reply
 from rayobjects.objects.reading import Opened, Reading, StreamReader, Unread, not_awaited
 from rayobjects.storage import values
@@ -116,7 +111,7 @@ class Response(Generic[T]):
     def _wait_blocking(self, timeout_s: float | None) -> None:
         if self._outcome is None:
             if self._router.must_not_wait():
-                raise InvalidCall(
+                raise misuse(
                     f"{self._target}: .result() would wait for ever here, because it holds up the "
                     "event loop that brings the answer: `await` the response instead"
                 )

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from rayobjects.errors import InvalidCall
+from rayobjects.errors import InvalidCall, misuse
 from rayobjects.ids import ObjectId, check_object_name
 from rayobjects.limits import CALL_BYTES_MAX, PAGE_KEYS_MAX
 from rayobjects.messages import ITEMS, PICKLE, SYSTEM, WHOLE, Call
@@ -59,7 +59,7 @@ class Namespace(Generic[T]):
         """
         router = process.router()
         if router.must_not_wait():
-            raise InvalidCall("use `await namespace.list_async(…)` in a method")
+            raise misuse("use `await namespace.list_async(…)` in a method")
         listing = router.list_objects(self.class_name, prefix, after, _checked_limit(limit))
         return asyncio.run_coroutine_threadsafe(listing, router.loop).result()
 
@@ -82,7 +82,7 @@ class Namespace(Generic[T]):
         """
         router = process.router()
         if router.must_not_wait():
-            raise InvalidCall("use `await namespace.exists_async(…)` in a method")
+            raise misuse("use `await namespace.exists_async(…)` in a method")
         asking = router.object_exists(self.class_name, check_object_name(name))
         return asyncio.run_coroutine_threadsafe(asking, router.loop).result()
 
@@ -196,7 +196,7 @@ class RemoteMethod:
         """
         context = current_call.get()
         if context is None:
-            raise InvalidCall(
+            raise misuse(
                 f"{self._class_name}.{self._method}.tell(…) belongs to the running call of a "
                 "durable object, and none is running here: use .remote(…)"
             )
@@ -215,7 +215,7 @@ class RemoteMethod:
         return body
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise InvalidCall(
+        raise misuse(
             f"{self._class_name}.{self._method} runs elsewhere: call .{self._method}.remote(…) "
             "and await the response, or ask for its .result()"
         )

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import cloudpickle
 import msgspec
 
-from rayobjects.errors import InvalidCall
+from rayobjects.errors import InvalidCall, misuse
 from rayobjects.limits import VALUE_BYTES_MAX
 from rayobjects.storage.records import JSON, PICKLE
 
@@ -152,7 +152,7 @@ def dump(value: Any, pickler: Callable[..., Any] = cloudpickle.Pickler) -> bytes
         pickler(buffer, protocol=5).dump(value)
         return buffer.getvalue()
     except Exception as error:
-        raise InvalidCall(
+        raise misuse(
             f"a {type(value).__name__} cannot be pickled ({error}): pass plain data, and keep "
             "locks, connections and files in plain attributes that on_start makes"
         ) from error

@@ -42,6 +42,14 @@ class LocalRouter:
         """Whether the caller is on the host's own event loop."""
         return threading.get_ident() == self._thread
 
+    def must_not_wait(self) -> bool:
+        """Whether the caller is on a loop that must not wait for an answer: this one, or that of
+        large objects."""
+        if self.runs_here():
+            return True
+        core = self._host.core
+        return core is not None and not core.on_lane and core.lane.runs_here
+
     def submit(self, call: Call, replied: Replied, context: CallContext | None) -> None:
         """Sends a call, from any thread (large objects run on another one).
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from rayobjects.errors import InvalidCall, RayObjectsError, from_wire
+from rayobjects.errors import InvalidCall, RayObjectsError, from_wire, misuse
 from rayobjects.ids import ObjectId, check_object_name
 from rayobjects.limits import CALL_BYTES_MAX
 from rayobjects.messages import END, ITEMS, OK, PICKLE, SYSTEM, WHOLE, Call, Reply
@@ -80,7 +80,7 @@ class LocalResponse:
 
     def _wait_blocking(self, timeout_s: float | None = None) -> None:
         if self._outcome is None:
-            raise InvalidCall(
+            raise misuse(
                 f"{self._target}: .result() would wait for ever here, because it holds up the "
                 "event loop that brings the answer: `await` the response instead"
             )
@@ -233,7 +233,7 @@ class LocalMethod:
         """
         context = current_call.get()
         if context is None:
-            raise InvalidCall(
+            raise misuse(
                 f"{self._stub.id}.{self._method}.tell(…) belongs to the running call of an "
                 "object, and none is running here: use .remote(…)"
             )
@@ -249,7 +249,7 @@ class LocalMethod:
         return body
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise InvalidCall(
+        raise misuse(
             f"{self._stub.id}.{self._method} runs elsewhere: await .{self._method}.remote(…)"
         )
 

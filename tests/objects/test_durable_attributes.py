@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from objects_double import Live, MemoryLedger
@@ -264,6 +264,16 @@ def test_class_options() -> None:
     for name in ("storage", "turn", "now", "schedule", "on_start"):
         with pytest.raises(TypeError, match=f"Wrong.{name} is the runtime's.* another name"):
             type("Wrong", (DurableObject,), {name: durable(0)})
+
+    class Fine(DurableObject):
+        constant: ClassVar[list[int]] = []
+        NAMES = ["a"]  # noqa: RUF012
+        cache: dict[str, int] | None = None
+
+    with pytest.raises(TypeError, match=r"Wrong.xs would be one list .*durable\(factory=list\)"):
+
+        class Wrong(DurableObject):
+            xs: list[int] = []  # noqa: RUF012  (which is the mistake)
 
     class Mixin:
         def delete(self, key: str) -> None:

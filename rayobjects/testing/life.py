@@ -169,7 +169,7 @@ class HostLife:
             classes=self.classes,
             clock=self.clock,
             owns=lambda id, object_class: True,
-            incarnation=f"epoch-{shard.epoch}",
+            incarnation=self._incarnation(shard.epoch),
             idle_s=self._idle_s,
             activations_max=self._activations_max,
             suspect=self._suspect,
@@ -179,6 +179,10 @@ class HostLife:
         self._context.copy().run(self.core.begin)  # whose objects call others
         self._died.clear()
         self._alive.set()
+
+    def _incarnation(self, epoch: int) -> str:
+        """Names a life of the host."""
+        return f"epoch-{epoch}"
 
     def _suspect(self, gateway: str) -> None:
         """The host has not heard of a gateway: has its process ended?"""

@@ -12,6 +12,7 @@ from typing import Any, Self
 import pytest
 
 from rayobjects.clock import SystemClock
+from rayobjects.messages import decode_batch, decode_poll
 from rayobjects.objects.catalog import ClassInfo, describe
 from rayobjects.objects.context import local_router
 from rayobjects.objects.model import DurableObject
@@ -44,8 +45,9 @@ class _Method:
     async def _asked(self, body: bytes) -> bytes:
         member = self._member
         await member.answering.wait()
-        if member.dead:
-            raise ConnectionError("the host is dead")
+        decode = decode_batch if self._name == "deliver" else decode_poll
+        if member.dead or decode(body).channel in member.cluster.ended:
+            raise ConnectionError("one end is dead")
         answer: bytes = await getattr(member, self._name)(body)
         await member.returning.wait()
         return answer
@@ -67,20 +69,23 @@ class Member(LocalHost):
         self.returning.set()
         self.name = placement.shard_host(number)
         self.deliver_, self.poll_ = _Method(self, "deliver"), _Method(self, "poll")
-        self._cluster = cluster
+        self.cluster = cluster
 
     def in_its_context(self, coroutine: Any) -> asyncio.Task[Any]:
         return self.loop.create_task(coroutine, context=self._context.copy())
 
     def _open(self) -> None:
-        self.router: Any = self._cluster.new_router()
+        self.router: Any = self.cluster.new_router()
         self._context.run(local_router.set, self.router)
         super()._open()
         if self.core is not None:
             self.router.serve_locally(self.name, self.core)
 
+    def _incarnation(self, epoch: int) -> str:
+        return f"{self.name}-{epoch}"  # no two hosts have the same
+
     def _die(self) -> None:
-        end(self.router)
+        self.cluster.end(self.router)
         super()._die()
 
     @property
@@ -97,13 +102,6 @@ class Handle:
         self.deliver, self.poll = member.deliver_, member.poll_
 
 
-def end(router: Router) -> None:
-    """The router's process is gone."""
-    router.serve_locally("", None)
-    for channel in router._channels.values():
-        channel.close()
-
-
 class LocalCluster:
     """Hosts of shards, and a client, which is this test.
 
@@ -111,6 +109,7 @@ class LocalCluster:
         catalog: of classes, as everybody reads it.
         router: the client's.
         host: that of shard 0.
+        ended: ids of processes that are gone: what they had sent does not arrive any more.
     """
 
     def __init__(
@@ -125,6 +124,7 @@ class LocalCluster:
         self.configuration = Configuration("test", "", shards, "shared", 60.0, 30.0, "")
         self._ids = itertools.count(1)
         self.hosts: list[Member] = []
+        self.ended: set[str] = set()
         self._stack = AsyncExitStack()
         patch.setattr(router_module, "read_catalog", lambda: self.catalog)
         patch.setattr(router_module, "read_configuration", lambda: self.configuration)
@@ -138,7 +138,7 @@ class LocalCluster:
         return self
 
     async def __aexit__(self, *error: Any) -> None:
-        end(self.router)
+        self.end(self.router)
         await self._stack.__aexit__(*error)
 
     @property
@@ -150,6 +150,13 @@ class LocalCluster:
         loop = asyncio.get_running_loop()
         id = f"process-{next(self._ids)}"
         return Router(id, loop, self.configuration, SystemClock())
+
+    def end(self, router: Router) -> None:
+        """The router's process is gone."""
+        self.ended.add(router.id)
+        router.serve_locally("", None)
+        for channel in router._channels.values():
+            channel.close()
 
     async def _locate(
         self, host: str, configuration: Configuration, info: ClassInfo | None, *, again: bool

@@ -11,7 +11,9 @@ from cluster_double import LocalCluster, until
 
 import rayobjects as ro
 from rayobjects.messages import OK, PICKLE, Call, Reply
+from rayobjects.randomness import seeded
 from rayobjects.runtime import acknowledging
+from rayobjects.runtime.stubs import Stub
 from rayobjects.storage import values
 from rayobjects.testing import LocalHost
 
@@ -194,6 +196,41 @@ def test_guarantee_5_an_attempt_that_left_no_trace_does_not_forget_the_next_one(
             await sender.kill()
             await until(lambda: not sender.shard.promises())
             assert await worker.work.remote() == 2
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_guarantee_5_between_two_hosts_that_die_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Nothing is forgotten too early, or it would be applied twice."""
+    monkeypatch.setattr(acknowledging, "SAY_WITHIN_S", 0.005)
+    random = seeded(str(seed))
+
+    async def main() -> None:
+        async with LocalCluster(monkeypatch, [Boss, Worker]) as cluster:
+            bosses = [Stub("Boss", f"{number}") for number in range(8)]
+            worker = cluster.get(Worker, 1)
+            calls: list[Any] = []
+            for _ in range(25):
+                for boss in bosses:
+                    method = boss.ask if random.random() < 0.5 else boss.say
+                    calls.append(method.remote(worker.id.name))
+                await asyncio.sleep(random.random() * 0.02)
+                host = cluster.hosts[random.randrange(2)]
+                if random.random() < 0.5:
+                    await (host.kill() if random.random() < 0.5 else host.crash())
+                for each in cluster.hosts:
+                    await each.move(0.2)
+            for call in calls:
+                await until(call.done)
+                await call
+            while any(host.shard.promises() for host in cluster.hosts):
+                for host in cluster.hosts:
+                    await host.move(1)
+                await asyncio.sleep(0.005)
+            assert await worker.work.remote() == len(calls) + 1
 
     asyncio.run(main())
 

@@ -74,8 +74,11 @@ class Settings(BaseSettings):
     clusters_directory: Path = Field(default_factory=clusters_directory_default)
 
 
-def settings(**given: Any) -> Settings:
+def settings(*, options: bool = False, **given: Any) -> Settings:
     """The settings, with those that are given (and not None) over the environment's.
+
+    Args:
+        options: what is given are options of the command line, and called so in messages.
 
     Raises:
         InvalidCall: a value is not allowed; the message names the setting and its variable.
@@ -85,7 +88,8 @@ def settings(**given: Any) -> Settings:
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0]) if problem["loc"] else "?"
-        source = f"{name}=…" if given.get(name) is not None else f"RAYOBJECTS_{name.upper()}"
-        raise InvalidCall(
-            f"the setting {source} cannot be {problem['input']!r}: {problem['msg']}"
-        ) from None
+        if given.get(name) is None:
+            source = f"the setting RAYOBJECTS_{name.upper()}"
+        else:
+            source = f"--{name}" if options else f"the setting {name}=…"
+        raise InvalidCall(f"{source} cannot be {problem['input']!r}: {problem['msg']}") from None

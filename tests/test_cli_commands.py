@@ -104,6 +104,24 @@ def test_delete(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no object CliCounter/gone" in fails(capsys, "get", "CliCounter", "gone")
 
 
+def test_nobody_to_ask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False)
+    assert "add --yes" in fails(capsys, "delete", "CliCounter", "home")
+    assert "add --yes" in fails(capsys, "delete-class", "CliCounter")
+    # What could not be deleted anyhow comes first.
+    assert "no class 'Nobody'" in fails(capsys, "delete", "Nobody", "home")
+    assert "no class 'Nobody'" in fails(capsys, "delete-class", "Nobody")
+    assert "there is no object" in fails(capsys, "delete", "CliCounter", "nobody")
+
+
+def test_hosting_is_named_as_users_do(objects: Path) -> None:
+    class CliCounter(ro.DurableObject, hosting="dedicated"):
+        pass
+
+    with pytest.raises(ro.InvalidCall, match=r"hosting='shared'.* changed to 'dedicated'"):
+        ro.deploy(CliCounter)
+
+
 def test_status(capsys: pytest.CaptureFixture[str], objects: Path) -> None:
     status = json.loads(answer(capsys, "status", "--json"))
     assert status["storage"] == str(objects)

@@ -1,5 +1,6 @@
 """The command line without Ray: loading, arguments, settings, and one line for each error."""
 
+import io
 import socket
 import subprocess
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 from served import surroundings
 
+from rayobjects.cli import output
 from rayobjects.cli.app import main, parse_arguments
 from rayobjects.cli.loading import load
 from rayobjects.errors import InvalidCall, MethodError
@@ -78,6 +81,11 @@ def test_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("\n\n1 / 0", "ZeroDivisionError: division by zero"),
         ("raise SystemExit(3)", "SystemExit: 3"),
         (f"{COUNTER}\npages = ['/']", "`pages` in"),
+        (
+            f"{COUNTER}\ndef make():\n    class A(ro.DurableObject): pass\n    return A\n"
+            "B = make()\nC = make()",
+            "two classes of the name 'A', in B and in C",
+        ),
         (f"{COUNTER}\nclass Bad(ro.DurableObject):\n    l = ro.durable([])", "factory=list"),
     ],
 )
@@ -117,10 +125,11 @@ def test_port_in_use(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--port", "0"], "the setting port=… cannot be 0"),
-        (["--shards", "5000"], "the setting shards=… cannot be 5000"),
-        (["--hosting", "cloud"], "the setting hosting=… cannot be 'cloud'"),
+        (["--port", "0"], "--port cannot be 0"),
+        (["--shards", "5000"], "--shards cannot be 5000"),
+        (["--hosting", "cloud"], "--hosting cannot be 'cloud'"),
         (["--storage", "s3://bucket"], "not supported yet"),
+        (["--storage", "/proc/x"], "/proc/x cannot be written"),
     ],
 )
 def test_bad_settings(
@@ -173,6 +182,21 @@ def test_a_bad_address(capsys: pytest.CaptureFixture[str]) -> None:
         port = listener.getsockname()[1]
     address = f"127.0.0.1:{port}"
     assert f"no Ray cluster answers at {address}" in fails(capsys, "status", "--address", address)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8000", "8000"])
+def test_a_gateways_address_where_none_is(
+    address: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAYOBJECTS_CLUSTERS_DIRECTORY", str(tmp_path))
+    error = fails(capsys, "status", "--address", address)
+    assert f"no cluster of this machine serves {address}: none runs here" in error
+    record = registry.Record("127.0.0.1:1", "t", "a", 1, 0.0, "", facts={"url": "http://x:1"})
+    monkeypatch.setattr("rayobjects.runtime.cluster.running", lambda: [record])
+    assert "name one that runs (http://x:1)" in fails(capsys, "status", "--address", address)
 
 
 def test_files_of_dead_clusters_are_removed(
@@ -243,9 +267,26 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
     assert "Traceback" not in error
 
 
-def test_nobody_to_ask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin.isatty", lambda: False)
-    assert "add --yes" in fails(capsys, "delete", "Counter", "home")
+def test_help_says_the_defaults(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = run(capsys, "serve", "--help")
+    for text in ("(default: 8000)", "(default: one for each CPU)", "shared (default)"):
+        assert text in out
+
+
+def test_tables_are_folded_and_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = ["x" * 300, "y" * 300, "a word " * 40]
+    output.print_table("Things", ["one", "two", "three"], [cells])
+    printed = capsys.readouterr().out.splitlines()
+    assert [cell.strip() for cell in cells] == [each.strip() for each in printed[-1].split("  ")]
+
+    terminal = io.StringIO()
+    console = Console(file=terminal, force_terminal=True, width=80, soft_wrap=True)
+    output.print_table("Things", ["one", "two", "three"], [cells], console)
+    assert terminal.getvalue().count("x") == 300
+    assert terminal.getvalue().count("y") == 300
 
 
 def test_debug_shows_where(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,15 +63,15 @@ def serve(
     target: Annotated[
         str, typer.Argument(metavar="FILE_OR_MODULE", help="app.py, or package.module")
     ],
-    port: Annotated[int | None, typer.Option(help="The gateway's port [8000].")] = None,
+    port: Annotated[int | None, typer.Option(help="The gateway's port (default: 8000).")] = None,
     storage: Annotated[
-        str | None, typer.Option(help=f"The storage root, a directory [./{STORAGE}].")
+        str | None, typer.Option(help=f"The storage root, a directory (default: ./{STORAGE}).")
     ] = None,
     shards: Annotated[
-        int | None, typer.Option(help="Shards of a new storage root [one for each CPU].")
+        int | None, typer.Option(help="Shards of a new storage root (default: one for each CPU).")
     ] = None,
     hosting: Annotated[
-        str | None, typer.Option(help="Of classes that do not say: shared or dedicated [shared].")
+        str | None, typer.Option(help="Of classes that do not say: shared (default) or dedicated.")
     ] = None,
     address: Annotated[
         str | None, typer.Option(help="A Ray cluster that runs, instead of a new one here.")
@@ -80,7 +80,9 @@ def serve(
     """Serve a file's durable objects over HTTP and WebSocket, until Ctrl-C."""
     from rayobjects.cli.serving import serve as run
 
-    chosen = settings(port=port, storage=storage, shards=shards, hosting=hosting, address=address)
+    chosen = settings(
+        options=True, port=port, storage=storage, shards=shards, hosting=hosting, address=address
+    )
     run(target, chosen, given_storage=storage)
 
 
@@ -199,10 +201,10 @@ def delete(
     """Delete an object with all that it has."""
     from rayobjects.runtime import admin
 
-    if not yes and not sys.stdin.isatty():
-        raise InvalidCall(f"nobody can be asked whether to delete {class_name}/{name}: add --yes")
     connect(address)
     _check_exists(class_name, name)
+    if not yes and not sys.stdin.isatty():
+        raise InvalidCall(f"nobody can be asked whether to delete {class_name}/{name}: add --yes")
     if not yes and not typer.confirm(f"Delete {class_name}/{name} and its state?", err=True):
         note("Nothing was deleted.")
         return

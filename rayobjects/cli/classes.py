@@ -43,11 +43,11 @@ def delete_class(
     from rayobjects.cli.app import connect
     from rayobjects.runtime import admin, class_changes
 
-    if not yes and not sys.stdin.isatty():
-        raise InvalidCall(f"nobody can be asked whether to delete {class_name}: add --yes")
     connect(address)
     if not yes:
-        some = admin.list_objects(class_name, limit=1_000)
+        some = admin.list_objects(class_name, limit=1_000)  # says whether there is such a class
+        if not sys.stdin.isatty():
+            raise InvalidCall(f"nobody can be asked whether to delete {class_name}: add --yes")
         many = f"{len(some):,}{' or more' if len(some) == 1_000 else ''}"
         if not typer.confirm(f"Delete {class_name} and its {many} objects?", err=True):
             note("Nothing was deleted.")

@@ -41,10 +41,12 @@ def load(target: str) -> Application:
     """Imports a file (`app.py`) or a module (`package.app`) and collects what it serves.
 
     Raises:
-        InvalidCall: there is no such file or module, it cannot be imported, or it has no class.
+        InvalidCall: there is no such file or module, it cannot be imported, it has no class, or
+            two of one name.
     """
     module = _import(target)
     found = _classes(module)
+    _check_names(target, module, found)
     if not found:
         raise InvalidCall(
             f"{target} has no durable object: write a class that inherits from ro.DurableObject"
@@ -83,6 +85,19 @@ def _classes(module: ModuleType) -> list[type[DurableObject]]:
     ]
     unique = list(dict.fromkeys(every))
     return [value for value in unique if value.__module__ == module.__name__] or unique
+
+
+def _check_names(target: str, module: ModuleType, classes: list[type[DurableObject]]) -> None:
+    """Objects are found by the name of their class."""
+    called: dict[str, str] = {}  # the class's name → where the module has it
+    for each in classes:
+        held = next(name for name, value in vars(module).items() if value is each)
+        other = called.setdefault(each.__name__, held)
+        if other != held:
+            raise InvalidCall(
+                f"{target} has two classes of the name {each.__name__!r}, in {other} and in "
+                f"{held}: give one of them another name"
+            )
 
 
 def _import(target: str) -> ModuleType:

@@ -27,6 +27,9 @@ INTERRUPTED = 130
 results = Console(highlight=False, soft_wrap=True)
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
+_wide = Console(highlight=False, soft_wrap=True, width=100_000)
+"""For tables that a program reads, or `less -S`."""
+
 
 def visible(text: str) -> str:
     """The text with everything that a terminal would obey, or not show, as an escape: names and
@@ -51,15 +54,18 @@ def print_json(value: Any) -> None:
         print(text)
 
 
-def print_table(title: str, columns: list[str], rows: list[list[object]]) -> None:
-    """Prints a table; numbers stand on the right."""
+def print_table(
+    title: str, columns: list[str], rows: list[list[object]], console: Console | None = None
+) -> None:
+    """Prints a table; numbers stand on the right. Nothing is cut off: what is too wide for the
+    terminal is folded, and where there is none each row has one line."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
     for index, column in enumerate(columns):
         numbers = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(column, justify="right" if numbers else "left")
+        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(escape(visible(str(cell))) for cell in row))
-    results.print(table)
+    (console or (results if results.is_terminal else _wide)).print(table)
 
 
 def note(text: str) -> None:

@@ -15,7 +15,9 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import tempfile
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -30,7 +32,7 @@ from rayobjects.cli.output import (
     results,
     silence_raylet,
 )
-from rayobjects.errors import InvalidCall, Unavailable
+from rayobjects.errors import InvalidCall, StorageFailed, Unavailable
 from rayobjects.settings import STORAGE, Settings, shards_default
 from rayobjects.storage.files import parse_root
 from rayobjects.storage.manifest import Manifest
@@ -72,7 +74,8 @@ def check_storage(root: str) -> None:
 
     Raises:
         InvalidCall: another cluster of this user uses it; the message says which.
-        StorageFailed: it is in use otherwise, or no root that this version can read.
+        StorageFailed: it is in use otherwise, or no root that this version can read, or nothing can
+            be written there.
     """
     for record in _running():
         if record.facts.get("storage") == root:
@@ -82,6 +85,23 @@ def check_storage(root: str) -> None:
                 "--storage"
             )
     Manifest.check(root)
+    _check_writable(Path(root))
+
+
+def _check_writable(root: Path) -> None:
+    """Tries it, and leaves nothing: permissions do not say all (`/proc`, read-only disks)."""
+    there = root
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    try:
+        if there == root:
+            tempfile.TemporaryFile(dir=root).close()
+        else:
+            tempfile.TemporaryDirectory(dir=there, prefix=".rayobjects-").cleanup()
+    except OSError as error:
+        raise StorageFailed(
+            f"{root} cannot be written ({error.strerror}): choose another directory with --storage"
+        ) from None
 
 
 def check_port(host: str, port: int) -> None:

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -317,7 +318,9 @@ def _is_restarted() -> bool:
     if not ray.is_initialized():
         return False
     context = ray.get_runtime_context()
-    return context.get_actor_id() is not None and context.was_current_actor_reconstructed
+    with warnings.catch_warnings():  # Ray warns of what it uses itself there
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return context.get_actor_id() is not None and context.was_current_actor_reconstructed
 
 
 def _notes() -> Path:

@@ -51,11 +51,16 @@ Try = Callable[[list[ClassInfo], bytes], Awaitable[None]]
 
 
 class ClassStore:
-    """Used on the host's loop; what blocks is done on threads. One change at a time."""
+    """Used on the host's loop; what blocks is done on threads. One change at a time.
 
-    def __init__(self, manifest: Manifest, try_classes: Try) -> None:
+    Args:
+        hosting: of classes that do not say.
+    """
+
+    def __init__(self, manifest: Manifest, try_classes: Try, hosting: str = "shared") -> None:
         self._manifest = manifest
         self._try = try_classes
+        self._hosting = hosting
         self._changing = asyncio.Lock()
 
     def publish(self) -> Catalog:
@@ -96,7 +101,7 @@ class ClassStore:
             changed = [
                 info
                 for info in deployment.classes
-                if not _is_known(info, catalog) and _prepare(info, catalog)
+                if not _is_known(info, catalog) and _prepare(info, catalog, self._hosting)
             ]
             if changed:
                 await self._try(changed, deployment.blob)
@@ -182,7 +187,7 @@ def _is_known(info: ClassInfo, catalog: Catalog) -> bool:
     return known is not None and known.digest == info.digest and not known.deleting
 
 
-def _prepare(info: ClassInfo, catalog: Catalog) -> bool:
+def _prepare(info: ClassInfo, catalog: Catalog, default: str) -> bool:
     """Makes an info of what is to be deployed the next version of its class; returns True."""
     known = catalog.find(info.name)
     info.code_name = info.name
@@ -193,11 +198,12 @@ def _prepare(info: ClassInfo, catalog: Catalog) -> bool:
         raise _being_deleted(known)
     if known.name != info.name:
         raise _taken(info.name, known)
-    if known.hosting != info.hosting:
+    before, now = known.hosting or default, info.hosting or default
+    if before != now:
         # Its live objects would have two homes for a while, and both could commit.
         raise InvalidCall(
-            f"{info.name} is deployed with hosting={known.hosting or 'default'!r}, which cannot be "
-            "changed: deploy the class under another name"
+            f"{info.name} is deployed with hosting={before!r}, which cannot be changed to {now!r}: "
+            "deploy the class under another name"
         )
     info.version = known.version + 1
     info.stored_as, info.former = known.stored_as, known.former

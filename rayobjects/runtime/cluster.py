@@ -234,6 +234,8 @@ def connect(address: str | None = None) -> str:
     target = record.address if record is not None else wanted_address(address)
     if record is not None:
         _apply(record.environment)
+    elif "://" in target or target.isdigit():  # a gateway's, and none that is listed
+        raise Unavailable(f"no cluster of this machine serves {target}: {_what_runs()}")
     _probe(target)
 
     import ray
@@ -324,6 +326,13 @@ def _detach_ray(address: str) -> None:
     for name, value in (("RAYOBJECTS_ADDRESS", address), ("RAY_ADDRESS", address)):
         if os.environ.get(name) == value:
             del os.environ[name]
+
+
+def _what_runs() -> str:
+    names = [str(record.facts.get("url", record.address)) for record in running()]
+    if not names:
+        return "none runs here, start one with `rayobjects serve FILE`"
+    return f"name one that runs ({', '.join(names)}) with --address"
 
 
 def _probe(address: str) -> None:

@@ -63,7 +63,9 @@ class ShardHost(BaseHost):
                 )
             self._adopt_shards(self.manifest.shards)
             if self.number == 0:
-                self._store = self._store or ClassStore(self.manifest, self._try_classes)
+                self._store = self._store or ClassStore(
+                    self.manifest, self._try_classes, configuration.hosting
+                )
                 self._store.publish()
             catalog = read_catalog()
             self._deleted = {info.key for info in catalog.classes.values() if info.deleting}

@@ -113,6 +113,7 @@ def test_storage_in_use(counter: Served) -> None:
         f"{counter.directory / 'data'} is in use by process {counter.process.pid}" in found.stderr
     )
     assert f"rayobjects down --address {counter.url}`" in found.stderr
+    assert f"rayobjects deploy {EXAMPLES / 'counter.py'} --address" in found.stderr
     assert counter.post("Counter/home/value") == 2  # the first one goes on
 
 
@@ -120,6 +121,52 @@ def test_storage_in_use_by_somebody_elses_cluster(counter: Served, tmp_path: Pat
     """One that this user's list does not name."""
     found = serve(tmp_path, counter.directory / "data", free_port())
     assert f"{counter.directory / 'data'} is in use by the cluster" in found.stderr
+    assert counter.post("Counter/home/value") == 2
+
+
+CHANGED = """\
+import rayobjects as ro
+
+
+class Counter(ro.DurableObject):
+    count: int = ro.durable(0)
+
+    def value(self) -> int:
+        return self.count
+
+    def increment(self, by: int = 1) -> int:
+        self.count += by
+        return self.count
+
+    def doubled(self) -> int:
+        return 2 * self.count
+"""
+
+
+def test_deploy_while_it_is_served(counter: Served, tmp_path: Path) -> None:
+    same = counter.run("deploy", str(EXAMPLES / "counter.py"), "--json")
+    (told,) = json.loads(same.stdout)
+    assert (told["name"], told["changed"]) == ("Counter", False), same.stderr
+    changed = tmp_path / "counter.py"
+    changed.write_text(CHANGED)
+    found = counter.run("deploy", str(changed), "--address", counter.url)
+    assert found.stdout == f"Counter  version {told['version'] + 1}  changed\n", found.stderr
+    assert counter.post("Counter/home/doubled") == 4
+    changed.write_text(f"{CHANGED}\nfilters = 3\n")
+    wrong = counter.run("deploy", str(changed))
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (1, 1)
+    back = counter.run("deploy", str(EXAMPLES / "counter.py"))
+    assert back.stdout == f"Counter  version {told['version'] + 2}  changed\n", back.stderr
+
+
+def test_a_second_serve_on_the_same_cluster_is_refused(counter: Served) -> None:
+    """Its end would take hosts and gateway away from the first."""
+    command = ["serve", str(EXAMPLES / "counter.py"), "--port", str(free_port())]
+    found = counter.run(*command, "--address", counter.url)
+    assert found.returncode == 1
+    assert (
+        f"is served already: hand it new code with `rayobjects deploy {command[1]}" in found.stderr
+    )
     assert counter.post("Counter/home/value") == 2
 
 

@@ -2,6 +2,7 @@
 
     app        the commands and their options
     loading    from a file or module to its classes
+    deploying  `rayobjects deploy`: new code for a cluster that runs
     serving    `rayobjects serve`: start, wait, stop
     output     what is printed, and how errors become one line
 

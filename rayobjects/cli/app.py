@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import msgspec
 import typer
 
-from rayobjects.cli import classes, promises
+from rayobjects.cli import classes, deploying, promises
 from rayobjects.cli.output import (
     INTERRUPTED,
     fail,
@@ -84,6 +84,9 @@ def serve(
         options=True, port=port, storage=storage, shards=shards, hosting=hosting, address=address
     )
     run(target, chosen, given_storage=storage)
+
+
+app.command()(deploying.deploy)
 
 
 @app.command()

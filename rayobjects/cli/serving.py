@@ -62,14 +62,14 @@ def serve(target: str, settings: Settings, *, given_storage: str | None) -> None
     stop = _Stop()
     stop.listen()
     if settings.address:
-        _serve_attached(application, settings, root if given_storage else None, stop)
+        _serve_attached(application, settings, root if given_storage else None, stop, target)
     else:
-        check_storage(root)
+        check_storage(root, target)
         check_port(settings.host, settings.port)
         _serve_local(application, settings, root, stop)
 
 
-def check_storage(root: str) -> None:
+def check_storage(root: str, target: str) -> None:
     """Refuses a storage root that hosts could not open.
 
     Raises:
@@ -80,9 +80,9 @@ def check_storage(root: str) -> None:
     for record in _running():
         if record.facts.get("storage") == root:
             raise InvalidCall(
-                f"{root} is in use by {_who(record)}: stop that with `rayobjects down --address "
-                f"{record.facts.get('url', record.address)}`, or choose another directory with "
-                "--storage"
+                f"{root} is in use by {_who(record)}: hand it new code with `rayobjects deploy "
+                f"{target} --address {_address(record)}`, or stop it with `rayobjects down "
+                f"--address {_address(record)}`, or choose another directory with --storage"
             )
     Manifest.check(root)
     _check_writable(Path(root))
@@ -139,6 +139,10 @@ def _running() -> list[Record]:
     return found
 
 
+def _address(record: Record) -> str:
+    return str(record.facts.get("url", record.address))
+
+
 def _who(record: Record) -> str:
     url = record.facts.get("url", "")
     where = f"which serves {url}" if url else f"whose Ray is at {record.address}"
@@ -187,9 +191,10 @@ def _serve_local(application: Application, settings: Settings, root: str, stop: 
 
 
 def _serve_attached(
-    application: Application, settings: Settings, root: str | None, stop: _Stop
+    application: Application, settings: Settings, root: str | None, stop: _Stop, target: str
 ) -> None:
-    """Serves on a cluster that runs already, and leaves it running."""
+    """Serves on a cluster that runs already, and leaves it running. One at a time: who ends would
+    stop the hosts and the gateway of both."""
     from rayobjects.runtime import cluster, configuration
     from rayobjects.serve import run
 
@@ -198,6 +203,12 @@ def _serve_attached(
         cluster.connect(settings.address)
     stop.listen()
     log = _hosts_log()
+    if run.is_serving():
+        raise InvalidCall(
+            f"the cluster at {settings.address} is served already: hand it new code with "
+            f"`rayobjects deploy {target} --address {settings.address}`, or stop what serves with "
+            f"`rayobjects down --address {settings.address}`"
+        )
     run.check_port(settings.host, settings.port)
     ours = configuration.read_configuration() is None
     try:

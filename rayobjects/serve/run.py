@@ -144,7 +144,7 @@ def stop_gateway() -> None:
 def check_port(host: str, port: int) -> None:
     """Raises InvalidCall if another program than this cluster's gateway has the port. HAProxy would
     fail a minute later, with a message that does not name it."""
-    if _is_serving():
+    if is_serving():
         return
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
@@ -159,7 +159,7 @@ def check_port(host: str, port: int) -> None:
             raise InvalidCall(what) from None
 
 
-def _is_serving() -> bool:
+def is_serving() -> bool:
     """Whether a gateway of this cluster runs already; it has the port then."""
     if not ray.is_initialized():
         return False  # asking Serve would start a Ray of its own

@@ -253,6 +253,10 @@ LOG_ENTRY_CHARACTERS_MAX = 16 * KIB
 LOG_ENTRIES_PER_S_MAX = 10
 """What one host logs in a second: more than anybody reads; the others are counted."""
 
+LOG_PRINTS_PER_S_MAX = 100
+"""What methods of one host print in a second and `rayobjects serve` shows; the rest is counted
+there, and all of it is among Ray's logs."""
+
 LOG_BYTES_MAX = 10 * MIB
 """One host's log; beyond, it is renamed, the renamed one before it goes, and a new one begins."""
 

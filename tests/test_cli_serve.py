@@ -224,6 +224,41 @@ def test_what_methods_raise_is_shown(counter: Served) -> None:
     )
 
 
+PRINTING = """\
+import logging
+
+import rayobjects as ro
+
+
+class Printing(ro.DurableObject, hosting="{hosting}"):
+    def speak(self) -> None:
+        print("hello", 1)
+        logging.warning("careful")
+        logging.info("not shown")
+"""
+
+
+@pytest.mark.parametrize("hosting", ["shared", "dedicated"])
+def test_what_methods_print_is_shown(counter: Served, tmp_path: Path, hosting: str) -> None:
+    file = tmp_path / "printing.py"
+    file.write_text(PRINTING.format(hosting=hosting).replace("Printing", f"Printing{hosting}"))
+    deployed = counter.run("deploy", str(file))
+    assert deployed.returncode == 0, deployed.stderr
+    before = counter.log.read_text()
+    counter.post(f"Printing{hosting}/a/speak")
+
+    def shown() -> str:
+        return counter.log.read_text().removeprefix(before)
+
+    name = f"Printing{hosting}/a"
+    wait_until(lambda: "careful" in shown(), shown)
+    lines = shown().splitlines()
+    assert lines[0] == f"{name}: hello 1"
+    assert lines[1].startswith(f"{name}: ")
+    assert lines[1].endswith("careful")
+    assert len(lines) == 2
+
+
 def test_a_killed_host_makes_no_noise(counter: Served) -> None:
     before = counter.log.read_text()
     status = json.loads(counter.run("status", "--json").stdout)

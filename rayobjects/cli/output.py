@@ -74,7 +74,11 @@ def note(text: str) -> None:
 
 
 def print_log_entry(level: str, message: str, traceback: str) -> None:
-    """Prints what a host has logged: one line, and below it where it happened."""
+    """Prints what a host has logged: one line, and below it where it happened; or, as it is, what a
+    method has printed."""
+    if level == "PRINT":
+        notes.print(escape(visible(message)))
+        return
     style = "bold red" if level in ("ERROR", "CRITICAL") else "yellow"
     notes.print(f"[{style}]{escape(level.lower())}:[/] {escape(visible(_on_one_line(message)))}")
     if traceback:

@@ -7,7 +7,8 @@ Ray's processes exist, every way out ends them: Ctrl-C and SIGTERM in order (the
 storage), a second Ctrl-C at once. If this process is killed, the keeper ends Ray (see
 `runtime.keeper`), and the next start recovers from the journal what the hosts had committed.
 
-While it waits it shows what the hosts log, above all the tracebacks of methods that raised.
+While it waits it shows what the hosts log, what methods print, and above all the
+tracebacks of those that raised.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 WATCH_S = 0.5
 """How often it looks whether the cluster still lives, and what its hosts have logged."""
 
-SHOWN_MAX = 20
+SHOWN_MAX = 100
 """Of what hosts log within WATCH_S; more scrolls away unread."""
 
 RESERVED_CPUS = 3

@@ -1,8 +1,9 @@
 """What hosts log, and how `rayobjects serve` shows it to whoever writes the classes.
 
 Each host appends to a file of its own among Ray's logs, `rayobjects-<process id>.log`: one line of
-JSON for each thing that it logs, such as a method that raised, with its traceback. A reader on the
-same machine follows the files from the moment that it is made.
+JSON for each thing that it logs, such as a method that raised, with its traceback, and for what
+methods print (`users_output`). A reader on the same machine follows the files from the moment that
+it is made.
 
     host dies in a write     the line has no end; the reader waits for one, and passes over it
     file is full             the host renames it and begins anew; what the reader had not read yet
@@ -26,10 +27,15 @@ from rayobjects.limits import (
     LOG_BYTES_MAX,
     LOG_ENTRIES_PER_S_MAX,
     LOG_ENTRY_CHARACTERS_MAX,
+    LOG_PRINTS_PER_S_MAX,
     LOG_READ_BYTES_MAX,
 )
+from rayobjects.runtime import users_output
 
 _LOGGER = logging.getLogger("rayobjects")
+
+PRINTED = "PRINT"
+"""The level of what methods print."""
 
 
 class Entry(msgspec.Struct):
@@ -38,7 +44,7 @@ class Entry(msgspec.Struct):
     Attributes:
         at: when, in seconds since the epoch.
         host: its name.
-        level: "WARNING", "ERROR" …
+        level: "WARNING", "ERROR" …, or "PRINT".
         message: in a sentence.
         traceback: of the exception; "" where there is none.
     """
@@ -57,7 +63,19 @@ def directory() -> Path:
 
 def begin(host: str) -> None:
     """Lets this process, which is a host, write its log."""
-    _LOGGER.addHandler(HostsLog(directory(), host, SystemClock()))
+    log = HostsLog(directory(), host, SystemClock())
+    _LOGGER.addHandler(log)
+    _LOGGER.addHandler(users_output.Onward())
+    _LOGGER.propagate = False
+    printed = HostsLog(
+        directory(),
+        host,
+        SystemClock(),
+        entries_per_s=LOG_PRINTS_PER_S_MAX,
+        name="-printed",
+        what="lines",
+    )
+    users_output.listen(printed.take_printed)
 
 
 class HostsLog(RotatingFileHandler):
@@ -67,12 +85,26 @@ class HostsLog(RotatingFileHandler):
         directory: where to.
         host: the host's name.
         clock: for the limit of entries a second.
+        entries_per_s: the limit.
+        name: added to the file's name.
+        what: its entries are called.
     """
 
-    def __init__(self, directory: Path, host: str, clock: Clock) -> None:
-        path = directory / f"rayobjects-{os.getpid()}.log"
+    def __init__(
+        self,
+        directory: Path,
+        host: str,
+        clock: Clock,
+        *,
+        entries_per_s: int = LOG_ENTRIES_PER_S_MAX,
+        name: str = "",
+        what: str = "errors",
+    ) -> None:
+        path = directory / f"rayobjects-{os.getpid()}{name}.log"
         super().__init__(path, maxBytes=LOG_BYTES_MAX, backupCount=1, encoding="utf-8", delay=True)
         self._host = host
+        self._entries_per_s = entries_per_s
+        self._what = what
         self._clock = clock
         self._second = -1
         self._entries = 0
@@ -81,15 +113,28 @@ class HostsLog(RotatingFileHandler):
         """Lets the first ones of each second through."""
         second = int(self._clock.monotonic())
         if second != self._second:
-            left_out = self._entries - LOG_ENTRIES_PER_S_MAX
+            left_out = self._entries - self._entries_per_s
             self._second, self._entries = second, 0
             if left_out > 0:
                 self._say(
-                    f"{left_out:,} further errors came in one second and are not shown",
+                    f"{left_out:,} further {self._what} came in one second and are not shown",
                     record.created,
                 )
         self._entries += 1
-        return self._entries <= LOG_ENTRIES_PER_S_MAX and bool(super().filter(record))
+        return self._entries <= self._entries_per_s and bool(super().filter(record))
+
+    def take_printed(self, id: str, text: str) -> None:
+        """Logs what a method has printed.
+
+        Args:
+            id: of the object whose call runs; "" where none does.
+            text: whole lines.
+        """
+        if id:
+            text = "\n".join(f"{id}: {line}" for line in text.splitlines())
+        record = logging.LogRecord("print", logging.INFO, "", 0, text, (), None)
+        record.levelname = PRINTED
+        self.handle(record)
 
     def _say(self, message: str, at: float) -> None:
         record = logging.LogRecord("rayobjects", logging.WARNING, "", 0, message, (), None)

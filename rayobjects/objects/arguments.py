@@ -13,7 +13,9 @@ from typing import Any
 
 import msgspec
 
-from rayobjects.errors import InvalidCall
+from rayobjects.errors import InvalidCall, misuse
+from rayobjects.limits import IDEMPOTENCY_KEY_BYTES_MAX
+from rayobjects.messages import Call
 
 
 def _type_only(value: Any) -> str:
@@ -51,6 +53,39 @@ def check_timeout(timeout_s: float) -> float:
     if not number or not 0 < timeout_s < float("inf"):
         raise InvalidCall(f"timeout_s is a positive number of seconds, not {timeout_s!r}")
     return float(timeout_s)
+
+
+def id_of_key(key: str) -> str:
+    """The call id for an idempotency key.
+
+    Raises:
+        InvalidCall: it is no text of 1 to 255 printable ASCII characters.
+    """
+    fits = isinstance(key, str) and 0 < len(key) <= IDEMPOTENCY_KEY_BYTES_MAX
+    if not fits or not all(" " <= each <= "~" for each in key):
+        raise InvalidCall(
+            f"an idempotency key is 1 to {IDEMPOTENCY_KEY_BYTES_MAX} printable ASCII characters: "
+            "use a UUID"
+        )
+    return f"key:{key}"
+
+
+def use_key(call: Call, values: Any, running: object) -> None:
+    """Gives a call the id that its caller has chosen.
+
+    Args:
+        values: the call's arguments.
+        running: the call of an object that makes it.
+
+    Raises:
+        InvalidCall: there is one; what a method calls has an id that follows from its own.
+    """
+    if running is not None:
+        raise misuse(
+            f"an idempotency key for {call.class_name}.{call.method} inside a method: leave it "
+            "out, each of a method's calls is applied once as it is"
+        )
+    call.arguments_hash = hash_of(call.method, values)
 
 
 def differ(one: int, other: int) -> bool:

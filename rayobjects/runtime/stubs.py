@@ -14,7 +14,7 @@ from rayobjects.ids import ObjectId, check_object_name
 from rayobjects.limits import CALL_BYTES_MAX, PAGE_KEYS_MAX
 from rayobjects.messages import ITEMS, PICKLE, SYSTEM, WHOLE, Call
 from rayobjects.objects import carried, tracing
-from rayobjects.objects.arguments import check_timeout
+from rayobjects.objects.arguments import check_timeout, id_of_key, use_key
 from rayobjects.objects.context import current_call
 from rayobjects.runtime import process
 from rayobjects.runtime.response import Response
@@ -104,25 +104,39 @@ class Namespace(Generic[T]):
 class Stub:
     """One object, from afar: `stub.method.remote(…)` calls it."""
 
-    __slots__ = ("_class_name", "_name", "_timeout_s")
+    __slots__ = ("_call_id", "_class_name", "_name", "_timeout_s")
 
-    def __init__(self, class_name: str, name: str, timeout_s: float = 0.0) -> None:
+    def __init__(
+        self, class_name: str, name: str, timeout_s: float = 0.0, call_id: str = ""
+    ) -> None:
         self._class_name = class_name
         self._name = name
         self._timeout_s = timeout_s
+        self._call_id = call_id
 
-    def options(self, *, timeout_s: float) -> Stub:
+    def options(
+        self, *, timeout_s: float | None = None, idempotency_key: str | None = None
+    ) -> Stub:
         """A stub of the same object with other options.
 
         Args:
             timeout_s: calls end after so many seconds: one that waits for its turn is not run, one
                 that runs is cancelled where it awaits something, and rolled back. The calls that it
                 makes have what is left. Then the caller gets DeadlineExceeded.
+            idempotency_key: of one call, as over HTTP: whoever makes the same call with the same
+                key again, from any process and within ten minutes, gets its reply, and it is
+                applied once. For a caller that repeats a call which it does not know the outcome
+                of, and not for the calls of a method, which are applied once as they are.
 
         Raises:
-            InvalidCall: that is no positive number.
+            InvalidCall: the timeout is no positive number, or the key no printable ASCII.
         """
-        return Stub(self._class_name, self._name, check_timeout(timeout_s))
+        return Stub(
+            self._class_name,
+            self._name,
+            self._timeout_s if timeout_s is None else check_timeout(timeout_s),
+            self._call_id if idempotency_key is None else id_of_key(idempotency_key),
+        )
 
     @property
     def id(self) -> ObjectId:
@@ -134,7 +148,7 @@ class Stub:
             raise AttributeError(
                 f"{self._class_name}.{method} cannot be called from outside: its name begins with _"
             )
-        return RemoteMethod(self._class_name, self._name, method, self._timeout_s)
+        return RemoteMethod(self._class_name, self._name, method, self._timeout_s, self._call_id)
 
     def delete(self) -> Response[bool]:
         """Deletes the object with all that it has; the result says whether it existed."""
@@ -150,15 +164,18 @@ class Stub:
         return hash(self.id)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Stub, (self._class_name, self._name, self._timeout_s))
+        return (Stub, (self._class_name, self._name, self._timeout_s, self._call_id))
 
 
 class RemoteMethod:
     """A method of an object that is elsewhere."""
 
-    __slots__ = ("_class_name", "_method", "_name", "_timeout_s")
+    __slots__ = ("_call_id", "_class_name", "_method", "_name", "_timeout_s")
 
-    def __init__(self, class_name: str, name: str, method: str, timeout_s: float = 0.0) -> None:
+    def __init__(
+        self, class_name: str, name: str, method: str, timeout_s: float = 0.0, call_id: str = ""
+    ) -> None:
+        self._call_id = call_id
         self._class_name = class_name
         self._name = name
         self._method = method
@@ -182,6 +199,7 @@ class RemoteMethod:
             body,
             lambda: (args, kwargs),
             self._timeout_s,
+            self._call_id,
         )
 
     def tell(self, *args: Any, **kwargs: Any) -> None:
@@ -229,17 +247,23 @@ def send(
     args: bytes,
     values_of: Callable[[], Any] = lambda: None,
     timeout_s: float = 0.0,
+    call_id: str = "",
 ) -> Response[Any]:
     """Sends a call, on behalf of the running call if there is one.
 
     Args:
         values_of: gives the arguments themselves.
         timeout_s: the host ends the call after so many seconds; 0: it does not.
+        call_id: chosen by the caller.
     """
     router = process.router()
     takes = ITEMS if encoding == PICKLE else WHOLE
-    call = Call(0, class_name, name, method, encoding, args, timeout_s=timeout_s, takes=takes)
+    call = Call(
+        0, class_name, name, method, encoding, args, call_id, timeout_s=timeout_s, takes=takes
+    )
     context = current_call.get()
+    if call_id:
+        use_key(call, values_of(), context)
     caller = None
     if context is not None:
         context.adopt(call, values_of())

@@ -14,7 +14,7 @@ from rayobjects.ids import ObjectId, check_object_name
 from rayobjects.limits import CALL_BYTES_MAX
 from rayobjects.messages import END, ITEMS, OK, PICKLE, SYSTEM, WHOLE, Call, Reply
 from rayobjects.objects import carried, tracing
-from rayobjects.objects.arguments import check_timeout
+from rayobjects.objects.arguments import check_timeout, id_of_key, use_key
 from rayobjects.objects.context import CallContext, current_call, local_router
 from rayobjects.objects.reading import Opened, Reading, StreamReader, Unread, not_awaited
 from rayobjects.storage import values
@@ -150,7 +150,7 @@ class LocalResponse:
 class LocalStub:
     """One object of a `LocalHost`: `await stub.method.remote(…)` calls it."""
 
-    __slots__ = ("_class_name", "_name", "_router", "_timeout_s")
+    __slots__ = ("_call_id", "_class_name", "_name", "_router", "_timeout_s")
 
     def __init__(
         self,
@@ -158,19 +158,30 @@ class LocalStub:
         name: str,
         router: CallRouter | None = None,
         timeout_s: float = 0.0,
+        call_id: str = "",
     ) -> None:
+        self._call_id = call_id
         self._class_name = class_name
         self._name = check_object_name(name)
         self._router = router
         self._timeout_s = timeout_s
 
-    def options(self, *, timeout_s: float) -> LocalStub:
-        """A stub of the same object whose calls end after so many seconds of real time.
+    def options(
+        self, *, timeout_s: float | None = None, idempotency_key: str | None = None
+    ) -> LocalStub:
+        """A stub of the same object with other options, as `Stub.options` has them. The timeout is
+        in seconds of real time.
 
         Raises:
-            InvalidCall: that is no positive number.
+            InvalidCall: the timeout is no positive number, or the key no printable ASCII.
         """
-        return LocalStub(self._class_name, self._name, self._router, check_timeout(timeout_s))
+        return LocalStub(
+            self._class_name,
+            self._name,
+            self._router,
+            self._timeout_s if timeout_s is None else check_timeout(timeout_s),
+            self._call_id if idempotency_key is None else id_of_key(idempotency_key),
+        )
 
     @property
     def id(self) -> ObjectId:
@@ -221,6 +232,7 @@ class LocalMethod:
             self._method,
             PICKLE,
             self._pickled(args, kwargs),
+            self._stub._call_id,
             values_of=lambda: (args, kwargs),
         )
 
@@ -279,6 +291,8 @@ def send(
         0, *stub.id, method, encoding, args, call_id, timeout_s=stub._timeout_s, takes=takes
     )
     context = current_call.get()
+    if call_id and encoding == PICKLE:  # of JSON the host makes it
+        use_key(call, values_of(), context)
     caller = None
     if context is not None:
         context.adopt(call, values_of())

@@ -9,7 +9,7 @@ import pytest
 from guarantee_objects import GATES, Counter, run, ticks, until
 
 import rayobjects as ro
-from rayobjects.errors import Deadlock, MethodError, Overloaded
+from rayobjects.errors import Deadlock, InvalidCall, MethodError, Overloaded
 from rayobjects.limits import FINISHED_WINDOW_S
 from rayobjects.messages import JSON, PICKLE, Batch, Call, Reply
 from rayobjects.objects import caller_channel, host_core
@@ -33,6 +33,9 @@ class Bank(ro.DurableObject):
             GATES.reached(pause)
             await GATES[pause].wait()
         return there
+
+    async def keyed(self, to: str) -> None:
+        await ro.namespace("Bank").get(to).options(idempotency_key="k").deposit.remote(1)
 
     async def ask_back(self, to: str, name: str) -> int:
         result: int = await ro.namespace("Bank").get(to).ask_back.remote(name, to)
@@ -167,6 +170,31 @@ def test_guarantee_5_replies_that_have_arrived_are_forgotten() -> None:
             assert host.shard.finished_count <= 2, "a key is kept, though its reply has arrived"
             await host.move(FINISHED_WINDOW_S + 1)
             assert host.shard.finished_count == 0
+
+    run(main)
+
+
+def test_guarantee_5_a_key_from_python() -> None:
+    async def main() -> None:
+        async with LocalHost([Counter, Bank]) as host:
+            bank = host.get(Bank, "a")
+            order = bank.options(idempotency_key="order 17")
+            assert await order.deposit.remote(5) == 5
+            assert await order.deposit.remote(5) == 5
+            assert await bank.options(idempotency_key="order 18").deposit.remote(5) == 10
+            await host.kill()
+            assert await order.options(timeout_s=60).deposit.remote(5) == 5
+            assert await bank.deposit.remote(1) == 11
+            with pytest.raises(InvalidCall, match="'order 17' was used for another call"):
+                await order.deposit.remote(6)
+            assert (
+                await host.get(Bank, "b").options(idempotency_key="order 17").deposit.remote(1) == 1
+            )
+            for wrong in ("", "é", "x" * 300, 7):
+                with pytest.raises(InvalidCall, match=r"1 to .* printable ASCII"):
+                    bank.options(idempotency_key=wrong)  # type: ignore[arg-type]
+            with pytest.raises(MethodError, match="inside a method: leave it out"):
+                await bank.keyed.remote("b")
 
     run(main)
 

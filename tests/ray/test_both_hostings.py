@@ -434,6 +434,11 @@ def test_guarantee_5_a_call_that_comes_again(hosting: str) -> None:
             await asyncio.to_thread(kill_host, home, hosting)
             assert [await increment(key) for key in ("a", "b", "c")] == [1, 2, 3]
 
+        ordered = home.options(idempotency_key="from Python")
+        assert [await ordered.increment.remote() for _ in range(2)] == [4, 4]
+        await asyncio.to_thread(kill_host, home, hosting)
+        assert [await ordered.increment.remote(), await home.increment.remote()] == [4, 5]
+
     asyncio.run(asyncio.wait_for(main(), 2 * WITHIN_S))
 
 

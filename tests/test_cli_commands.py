@@ -122,6 +122,11 @@ def test_hosting_is_named_as_users_do(objects: Path) -> None:
         ro.deploy(CliCounter)
 
 
+def test_another_storage_than_the_clusters(objects: Path, tmp_path: Path) -> None:
+    with pytest.raises(ro.InvalidCall, match=f"stores its objects in {objects}, not in {tmp_path}"):
+        ro.init(storage=str(tmp_path))
+
+
 def test_status(capsys: pytest.CaptureFixture[str], objects: Path) -> None:
     status = json.loads(answer(capsys, "status", "--json"))
     assert status["storage"] == str(objects)

@@ -169,7 +169,8 @@ print(ro.namespace("Counter").get("home").increment.remote(40).result(timeout_s=
             *("--address", head.address, "--storage", str(tmp_path / "other")),
         )
         assert (refused.returncode, refused.stdout) == (1, "")
-        assert f"stores its objects in {tmp_path / 'data'}" in refused.stderr
+        assert f"the cluster at {head.address} is served already: " in refused.stderr
+        assert f"rayobjects deploy {EXAMPLES / 'chat.py'} --address" in refused.stderr
         assert "Traceback" not in refused.stderr
         assert first.post("Counter/home/value") == 42  # it did not stop what others run
         assert first.stop(signal.SIGINT) == 0

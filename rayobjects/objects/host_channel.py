@@ -140,7 +140,7 @@ class HostChannel:
                 call.id = f"{channel}:{number}"
             core.submit(call, _Reply(self, call), explicit, batch.resent)
         for number, class_name, name in batch.cancels:
-            if number in self._unacknowledged:
+            if (known := self._unacknowledged.get(number)) is _RUNNING or known is _LATE:
                 id = self._ids.get(number) or f"{channel}:{number}"
                 core.cancel_for_caller(ObjectId(class_name, name), id)
         for number, upto in batch.credits:

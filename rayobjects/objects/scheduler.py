@@ -163,6 +163,7 @@ class Scheduler:
             promise = self._present(id, key, due)
             if promise is None:
                 self._unanswered.pop((id, key, due), None)
+                self._take_from_aside(id)
             elif not self._host.owns(id):
                 self._host.wake(id)  # its own actor fires it
                 self._push(now + OTHERS_AGAIN_S, id, key, due)
@@ -190,6 +191,7 @@ class Scheduler:
     def _fire(self, id: ObjectId, promise: Promise) -> None:
         entry = (id, promise.key, promise.due)
         if entry in self._firing:
+            self._take_from_aside(id)
             return
         self._firing.add(entry)
         self._places[entry] = self._host.clock.monotonic()
@@ -212,6 +214,10 @@ class Scheduler:
         self._of_object[id] -= 1
         if not self._of_object[id]:
             del self._of_object[id]
+        self._take_from_aside(id)
+
+    def _take_from_aside(self, id: ObjectId) -> None:
+        """The next one of an object that has room for it, or of which one has come to nothing."""
         aside = self._aside.get(id)
         if aside is not None:
             heappush(self._heap, aside.popleft())  # as old as it is, it is among the next
@@ -225,7 +231,7 @@ class Scheduler:
         if self._closed:
             return
         promise = self._present(id, key, due)
-        if promise is not None and status == ERROR and is_deadly(body):
+        if promise is not None and status == ERROR and _is_final(body, call_id):
             failed = msgspec.structs.replace(promise, failed=info_from_wire(body).message)
             self._host.note(Record(*id, promises=[failed]))
         elif promise is not None:
@@ -267,3 +273,9 @@ class Scheduler:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
+
+
+def _is_final(body: bytes, call_id: str) -> bool:
+    """Whether an error says that this call must not be made again by itself: it ends its process,
+    or it was cut off so long ago that those it had called may have forgotten it."""
+    return is_deadly(body) or info_from_wire(body).details.get("stopped") == call_id

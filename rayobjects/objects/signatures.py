@@ -68,10 +68,9 @@ def parameters_of(function: Callable[..., Any], owner: type) -> Parameters:
     unchecked: dict[str, str] = {}
     extra: Any = None
     for parameter in list(signature.parameters.values())[1:]:
-        hint = checkable(hints.get(parameter.name, Any))
-        problem = _problem(hint)
+        hint, problem = _checked(hints.get(parameter.name, Any))
         if problem:
-            hint, unchecked[parameter.name] = Any, problem
+            unchecked[parameter.name] = problem
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             extra = hint
             continue
@@ -82,7 +81,10 @@ def parameters_of(function: Callable[..., Any], owner: type) -> Parameters:
         types[parameter.name] = hint
         if parameter.default is not inspect.Parameter.empty:
             defaults[parameter.name] = parameter.default
-    returns = checkable(hints.get("return", inspect.Signature.empty))
+    try:
+        returns = checkable(hints.get("return", inspect.Signature.empty))
+    except Exception:  # a name that is there for type checkers only
+        returns = inspect.Signature.empty
     if stream_of(function):
         of = typing.get_args(returns)  # such as Iterator[int] or AsyncGenerator[int, None]
         returns = of[0] if of else inspect.Signature.empty
@@ -258,6 +260,16 @@ def _arguments_type(name: str, parameters: Parameters) -> Any:
     if parameters.extra is None:
         return make(title, fields, closed=True)
     return make(title, fields, extra_items=parameters.extra)
+
+
+def _checked(annotation: Any) -> tuple[Any, str]:
+    """An annotation as pydantic takes it, and ""; or Any, and why it does not take it."""
+    try:
+        annotation = checkable(annotation)
+    except Exception as error:  # as below
+        return Any, f"{type(error).__name__}: {error}"
+    problem = _problem(annotation)
+    return (Any, problem) if problem else (annotation, "")
 
 
 def _problem(annotation: Any, mode: Any = "validation") -> str:

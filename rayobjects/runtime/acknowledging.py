@@ -75,6 +75,12 @@ class Acknowledgements:
             self._waiting.extendleft(reversed(said))
             self._arm()
 
+    def again(self) -> None:
+        """The host could not be reached, and is not looked for any more: it is tried again."""
+        self.due = False
+        if self._waiting:
+            self._arm()
+
     def close(self) -> None:
         """Says nothing more."""
         self._waiting.clear()

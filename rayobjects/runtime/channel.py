@@ -158,6 +158,7 @@ class Channel(CallerChannel):
                     return
             except RayObjectsError as error:
                 self._fail_waiting(error)
+                self.forget.again()
                 return
             except Exception as error:  # Ray's, or whatever it lets through: try again
                 why = error
@@ -172,6 +173,7 @@ class Channel(CallerChannel):
                     )
                 )
                 if not self.sockets:
+                    self.forget.again()
                     return
                 started_at = self._clock.monotonic()  # their objects may have messages for them
             await asyncio.sleep(delay_s)

@@ -149,7 +149,7 @@ class Probation:
         whether there is such a call."""
         queue = self._queues.get(id)
         found = [each for each in queue.calls if each.call.id == call_id] if queue else []
-        if queue is not None and len(found) == 1:
+        if queue is not None and len(found) == 1 and found[0].key != queue.begun:
             queue.calls.remove(found[0])
             found[0].respond(ERROR, to_wire(error, with_cause=False), 0)
             self._go_on(id, queue)

@@ -8,12 +8,15 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import pytest
 
 from rayobjects.objects.catalog import describe
 from rayobjects.objects.pickling import pickle_classes
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 APPLICATION = """
 import enum
@@ -176,3 +179,20 @@ def test_whoever_deploys_is_told_what_is_not_checked(
         describe(Odd)
     (record,) = caplog.records
     assert record.getMessage().startswith("Odd.take takes any one over HTTP")
+
+
+def test_a_type_that_is_there_for_type_checkers_only(caplog: pytest.LogCaptureFixture) -> None:
+    import rayobjects as ro
+
+    class Item(TypedDict):
+        price: Decimal
+
+    class Shop(ro.DurableObject):
+        def add(self, item: Item) -> Item: ...
+
+    Shop.add.__annotations__.update({"item": Item, "return": Item})
+    with caplog.at_level(logging.WARNING, "rayobjects"):
+        info = describe(Shop)
+    assert info.methods["add"].parameters["properties"]["item"] == {"title": "Item"}
+    assert "Shop.add takes any item over HTTP" in caplog.text
+    assert "Decimal" in caplog.text

@@ -91,7 +91,9 @@ class MethodError(RayObjectsError):
 
 
 class InvalidCall(RayObjectsError):
-    """The call names an unknown class or method (404), or has wrong arguments (422).
+    """The call names an unknown class or method (404), or has wrong arguments (422). A method may
+    raise it to refuse its call, with another status from 400 to 499; with one from 500 on it is the
+    method's own fault, and its caller gets a MethodError.
 
     `details["errors"]`, where the arguments are wrong: a list of `{"field", "message"}`.
     """

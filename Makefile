@@ -7,13 +7,19 @@ FILE ?= examples/chat.py
 PORT ?= 8000
 MINUTES ?= 30
 
-.PHONY: demo test soak lint types benchmark install install-dev lock clean
+.PHONY: demo test tests-cluster tests-in-process soak lint types benchmark install install-dev lock clean
 
 demo: install  ## Serve the chat on 127.0.0.1:8000, until Ctrl-C.
 	@$(BIN)/rayobjects serve $(FILE) --port $(PORT)
 
-test: install-dev lint types  ## Linter, types and all tests.
-	$(BIN)/python -m pytest
+test: install-dev lint  ## Linter, types and all tests; those with a Ray cluster beside the others.
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line tests-cluster tests-in-process
+
+tests-cluster: install-dev
+	$(BIN)/python -m pytest -m cluster
+
+tests-in-process: types
+	$(BIN)/python -m pytest -m "not cluster"
 
 soak: install-dev  ## Random runs and kills for MINUTES, or until something fails.
 	$(BIN)/python tests/guarantees/soak.py --minutes $(MINUTES) $(ARGS)

@@ -14,6 +14,19 @@ from ray_cluster import RayCluster, objects_on
 FROM_OUTSIDE = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 
 
+CLUSTERS = {"session_cluster", "RayCluster", "Served", "surroundings"}
+"""What a test has that starts Ray: a fixture, or a name that its module uses."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks those tests as `cluster`, so that they can run beside all others."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        module = getattr(item, "module", None)
+        if CLUSTERS & (fixtures | set(vars(module) if module is not None else ())):
+            item.add_marker("cluster")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests neither see nor touch the clusters and settings of whoever runs them."""

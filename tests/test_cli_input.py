@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from rich.console import Console
-from served import surroundings
+from served import ATTACHED, surroundings
 
 from rayobjects.cli import output
 from rayobjects.cli.app import main, parse_arguments
@@ -133,8 +133,14 @@ def test_port_in_use(
     ],
 )
 def test_bad_settings(
-    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name in ATTACHED:  # of a test before
+        monkeypatch.delenv(name, raising=False)
     path = tmp_path / "settings_counter.py"
     path.write_text(COUNTER)
     assert message in fails(capsys, "serve", str(path), *options)

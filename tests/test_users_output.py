@@ -53,6 +53,13 @@ def test_whole_lines(heard: Heard) -> None:
     assert not heard.stream.isatty()
 
 
+def test_the_print_that_ray_puts_in_place_of_pythons(heard: Heard) -> None:
+    from ray.experimental import tqdm_ray
+
+    tqdm_ray.safe_print("a", 1, file=heard.stream)
+    assert heard.lines == [("", "a 1")]
+
+
 def test_a_line_without_an_end_is_bounded(heard: Heard) -> None:
     for _ in range(3):
         heard.stream.write("x" * (LOG_ENTRY_CHARACTERS_MAX - 1))

@@ -19,10 +19,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from rayobjects.limits import LOG_ENTRY_CHARACTERS_MAX
 from rayobjects.objects.context import current_call
+
+PRINT = "ray.experimental.tqdm_ray"
+"""Where Ray, once it shows progress bars, has a `print` that takes the place of Python's."""
 
 Write = Callable[[str, str], None]
 """Takes the object's id ("" where no call runs) and text of one or more lines."""
@@ -110,5 +114,11 @@ def listen(write: Write) -> None:
 
 def _is_rays(text: str) -> bool:
     """Whether Ray says it, and not the user: its own prints, marks for its log and warnings."""
-    caller = sys._getframe(2).f_globals.get("__name__", "")
+    caller = _module(sys._getframe(2))
+    if caller == PRINT:
+        caller = _module(sys._getframe(3))
     return caller.partition(".")[0] == "ray" or "RayDeprecationWarning" in text
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))

@@ -26,7 +26,7 @@ ROUNDS = int(os.environ.get("RAYOBJECTS_ROUNDS", "1"))
 
 pytestmark = pytest.mark.timeout(300 * ROUNDS)
 
-KILLS = 8 * ROUNDS
+KILLS = 6 * ROUNDS
 OWN_KILLS = 3
 """Those of dedicated objects run one call at a time: after the fourth death in a row that is taken
 for what kills them (see `runtime.probation`)."""

@@ -20,6 +20,8 @@ from rayobjects.errors import InvalidCall
 from rayobjects.limits import STREAM_ITEMS_AHEAD_MAX
 from rayobjects.serve.run import start_gateway
 
+pytestmark = pytest.mark.cluster
+
 SCRIPT = Path(__file__).with_name("gateway_cluster.py")
 
 

@@ -13,7 +13,7 @@ demo: install  ## Serve the chat on 127.0.0.1:8000, until Ctrl-C.
 	@$(BIN)/rayobjects serve $(FILE) --port $(PORT)
 
 test: install-dev lint  ## Linter, types and all tests; those with a Ray cluster beside the others.
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line tests-cluster tests-in-process
+	@$(MAKE) --no-print-directory --jobs=2 tests-cluster tests-in-process
 
 tests-cluster: install-dev
 	$(BIN)/python -m pytest -m cluster

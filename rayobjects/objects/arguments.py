@@ -64,7 +64,7 @@ def id_of_key(key: str) -> str:
     fits = isinstance(key, str) and 0 < len(key) <= IDEMPOTENCY_KEY_BYTES_MAX
     if not fits or not all(" " <= each <= "~" for each in key):
         raise InvalidCall(
-            f"an idempotency key is 1 to {IDEMPOTENCY_KEY_BYTES_MAX} printable ASCII characters: "
+            f"an Idempotency-Key is 1 to {IDEMPOTENCY_KEY_BYTES_MAX} printable ASCII characters: "
             "use a UUID"
         )
     return f"key:{key}"

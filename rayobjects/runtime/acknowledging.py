@@ -47,7 +47,7 @@ class Acknowledgements:
         self._channel = channel
         self._flush = flush
         self._timer: asyncio.TimerHandle | None = None
-        # Beyond that many the oldest are held until their window is over.
+        # Beyond that many some are held until their window is over.
         self._waiting: deque[tuple[str, str, str]] = deque(maxlen=CHANNEL_CALLS_MAX)
 
     def __bool__(self) -> bool:

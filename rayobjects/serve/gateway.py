@@ -28,9 +28,10 @@ from urllib.parse import parse_qs
 import msgspec
 
 from rayobjects.errors import InvalidCall, RayObjectsError, info_from_wire
-from rayobjects.limits import IDEMPOTENCY_KEY_BYTES_MAX, PAGE_KEYS_MAX
+from rayobjects.limits import PAGE_KEYS_MAX
 from rayobjects.messages import ITEMS, JSON, OK, WHOLE, Call, Reply
 from rayobjects.objects import tracing
+from rayobjects.objects.arguments import id_of_key
 from rayobjects.objects.reading import Reading
 from rayobjects.serve import events
 from rayobjects.serve.docs import Docs
@@ -344,14 +345,7 @@ def _may_be_json(content_type: bytes) -> bool:
 def _call_id(key: bytes | None) -> str:
     if key is None:
         return ""
-    if not key:
-        raise InvalidCall("the Idempotency-Key is empty: use a UUID")
-    if len(key) > IDEMPOTENCY_KEY_BYTES_MAX or not all(0x20 <= byte < 0x7F for byte in key):
-        raise InvalidCall(
-            f"an Idempotency-Key is 1 to {IDEMPOTENCY_KEY_BYTES_MAX} printable ASCII characters: "
-            "use a UUID"
-        )
-    return f"key:{key.decode('ascii')}"
+    return id_of_key(key.decode("latin-1"))
 
 
 def _page(query: bytes) -> tuple[str, str, int]:

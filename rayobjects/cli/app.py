@@ -22,7 +22,6 @@ from rayobjects.cli.output import (
     progress,
     results,
     silence,
-    silence_raylet,
 )
 from rayobjects.errors import InvalidCall, RayObjectsError
 from rayobjects.ids import check_object_name
@@ -291,7 +290,6 @@ def connect(address: str | None) -> str:
     """Attaches to the cluster and its objects; returns Ray's address."""
     from rayobjects.runtime import client, cluster
 
-    silence_raylet()
     ray_address = cluster.connect(address)
     client.init()
     return ray_address

@@ -132,14 +132,6 @@ def _escaped(text: str, escape_character: Callable[[str], str]) -> str:
     )
 
 
-def silence_raylet() -> None:
-    """Keeps Ray from printing what its raylet says of workers that died: hosts are made to be
-    killed, and whoever calls them hears of what concerns the call."""
-    import ray
-
-    ray._private.worker.print_to_stdstream = lambda *_, **__: None
-
-
 def silence() -> None:
     """Says nothing more, also at exit: standard output is closed (`rayobjects list … | head`)."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -31,7 +31,6 @@ from rayobjects.cli.output import (
     print_log_entry,
     progress,
     results,
-    silence_raylet,
 )
 from rayobjects.errors import InvalidCall, StorageFailed, Unavailable
 from rayobjects.settings import STORAGE, Settings, shards_default
@@ -164,7 +163,6 @@ def _serve_local(application: Application, settings: Settings, root: str, stop: 
     try:
         with progress("Starting hosts"):
             imports.join()
-            silence_raylet()
             cluster.connect(local.address)
             stop.listen()
             log = _hosts_log()
@@ -200,7 +198,6 @@ def _serve_attached(
     from rayobjects.serve import run
 
     with progress(f"Connecting to {settings.address}"):
-        silence_raylet()
         cluster.connect(settings.address)
     stop.listen()
     log = _hosts_log()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -42,6 +43,8 @@ from rayobjects.runtime.registry import (
     write,
 )
 from rayobjects.settings import shards_default
+
+logger = logging.getLogger("rayobjects")
 
 NAMESPACE = "rayobjects"
 """Ray's namespace of everything here."""
@@ -242,6 +245,7 @@ def connect(address: str | None = None) -> str:
 
     if ray.is_initialized():
         return target
+    ray._private.worker.print_to_stdstream = _log_what_raylet_says
     try:
         ray.init(
             address=target,
@@ -261,6 +265,15 @@ def connect(address: str | None = None) -> str:
             "runs on this machine, and that Python and Ray have the same versions"
         ) from error
     return target
+
+
+def _log_what_raylet_says(said: Mapping[str, Any], *_: Any, **__: Any) -> None:
+    """Takes the place of Ray's function that prints on standard output what the raylet tells each
+    driver, whatever `log_to_driver` says: of workers that died, though hosts are made to be killed
+    and callers hear of what concerns them, and of many workers, though each dedicated object has
+    one. A program's output is its own, so it goes to the log."""
+    for line in said["lines"]:
+        logger.info("Ray: %s", line)
 
 
 def attach(storage: str | None, address: str | None = None) -> None:

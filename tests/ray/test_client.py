@@ -113,6 +113,24 @@ print(home.increment.remote(2).result(timeout_s=30))
     assert home.get.remote().result(WITHIN_S) == 42
 
 
+def test_what_the_raylet_says_is_not_on_a_programs_output(ray_cluster: RayCluster) -> None:
+    """It is in the log, for whoever wants to read it."""
+    script = """
+import logging, queue
+from logging.handlers import QueueHandler
+import rayobjects as ro
+ro.init()
+said = queue.Queue()
+log = logging.getLogger("rayobjects")
+log.addHandler(QueueHandler(said))
+log.setLevel(logging.INFO)
+from ray._private import utils, worker
+utils.push_error_to_driver(worker.global_worker, "worker_pool_large", "many workers")
+print(said.get(timeout=30).getMessage())
+"""
+    assert ray_cluster.run_elsewhere(script) == "Ray: many workers\n"
+
+
 def test_a_stub_in_a_ray_task_and_in_an_actor() -> None:
     home = counter("in tasks")
     assert pickle.loads(pickle.dumps(home)) == home

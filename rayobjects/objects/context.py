@@ -70,7 +70,7 @@ class CallContext:
         self.closed = False
         self.awaits: dict[str, tuple[str, str]] = {}
         self.now = activation.host.clock.now() if begun is None else begun.now
-        self._children: list[Callable[[], None]] | None = None
+        self._children: list[Callable[[], object]] | None = None
         self._ended = False
         self._position = 0
         self._names = 0
@@ -178,7 +178,12 @@ class CallContext:
         """Whether the call has called other objects, in this run or in one that a crash ended."""
         return self._position > 0 or (self.begun is not None and self.begun.intent is not None)
 
-    def add_child(self, acknowledge: Callable[[], None]) -> None:
+    @property
+    def repeats(self) -> bool:
+        """Whether a process that has died may have made the same calls to others."""
+        return self.begun is not None and self.begun.rerun
+
+    def add_child(self, acknowledge: Callable[[], object]) -> None:
         """A child has replied; `acknowledge` lets its host forget that, once this call ended."""
         if self._ended:
             acknowledge()

@@ -132,7 +132,7 @@ class Courier:
         told = decode_told(promise.body)
         if now - max(told.at, promise.due) > HELD_WINDOW_S:
             why = "it is so old that its receiver may have applied and forgotten it"
-            self._give_up(pair, why, _Delivery())
+            self._give_up(pair, why, _Delivery(repeats=False))
             return
         id = f"{promise.key}~{told.attempts}" if told.attempts else promise.key
         call = Call(
@@ -146,7 +146,8 @@ class Courier:
             arguments_hash=told.arguments_hash,
             context={**(told.context or {}), CALLER: str(pair[0])},
         )
-        delivery = _Delivery()
+        here = f"{self._host.incarnation}."
+        delivery = _Delivery(repeats=not promise.key.startswith(here))
         self._submit(
             call, lambda outcome: self._replied(pair, delivery, id, outcome, unreached), delivery
         )
@@ -267,17 +268,22 @@ class Courier:
 
 class _Delivery:
     """Stands for the running call that a router takes calls from: nothing must be waited for, and
-    the receiver's reply is acknowledged when the delivery has been noted."""
+    the receiver's reply is acknowledged when the delivery has been noted.
 
-    __slots__ = ("_acknowledge",)
+    Attributes:
+        repeats: a process that has died may have sent the same message.
+    """
 
-    def __init__(self) -> None:
-        self._acknowledge: list[Callable[[], None]] = []
+    __slots__ = ("_acknowledge", "repeats")
+
+    def __init__(self, *, repeats: bool) -> None:
+        self.repeats = repeats
+        self._acknowledge: list[Callable[[], object]] = []
 
     def leave(self, call: Call, send: Callable[[], None], replied: object) -> None:
         send()
 
-    def add_child(self, acknowledge: Callable[[], None]) -> None:
+    def add_child(self, acknowledge: Callable[[], object]) -> None:
         self._acknowledge.append(acknowledge)
 
     def acknowledge(self) -> None:

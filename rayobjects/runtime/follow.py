@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rayobjects.errors import RayObjectsError
@@ -13,6 +15,10 @@ from rayobjects.runtime.channel import Channel
 
 if TYPE_CHECKING:
     from rayobjects.runtime.router import Router
+
+LATE_BATCH_S = 30.0
+"""How long what a dead process has sent may still be on its way: twice as long as a call to a node
+that does not answer hangs in Ray."""
 
 
 class Follow:
@@ -54,5 +60,9 @@ class Follow:
                 channel, number = self._channel, self.number
                 # A reply that is in no record is not held, and its call may come under the same id.
                 held = self._call if self._call.held and outcome.sequence else None
-                self._context.add_child(lambda: channel.acknowledge_child(number, held))
+                acknowledge: Callable[[], object] = partial(channel.acknowledge_child, number, held)
+                if self._context.repeats:  # what the dead process has sent must find the reply
+                    loop = self._router.loop
+                    acknowledge = partial(loop.call_later, LATE_BATCH_S, acknowledge)
+                self._context.add_child(acknowledge)
         self._replied(outcome)

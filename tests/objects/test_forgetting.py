@@ -12,7 +12,7 @@ from cluster_double import LocalCluster, until
 import rayobjects as ro
 from rayobjects.messages import OK, PICKLE, Call, Reply
 from rayobjects.randomness import seeded
-from rayobjects.runtime import acknowledging
+from rayobjects.runtime import acknowledging, follow, placement
 from rayobjects.runtime.stubs import Stub
 from rayobjects.storage import values
 from rayobjects.testing import LocalHost
@@ -273,5 +273,39 @@ def test_what_a_hook_has_called_before_it_raised_is_acknowledged(
             router = cluster.host.router
             router.submit(Call(0, *worker.id, "work", PICKLE, b""), lambda outcome: None, None)
             await until(lambda: len(end._unacknowledged) == 1 and 1 not in end._unacknowledged)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["ask", "say"])
+def test_what_a_dead_process_had_sent_comes_late(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """When its successor has sent it again, has its reply, and needs it no more."""
+    monkeypatch.setattr(follow, "LATE_BATCH_S", 1.0)
+
+    async def main() -> None:
+        async with LocalCluster(monkeypatch, [Boss, Worker]) as cluster:
+            boss = cluster.get(Boss)
+            workers = [Stub("Worker", name) for name in map(str, range(20))]
+            worker, another = [each for each in workers if placement.shard_of(each.id, 2) == 1][:2]
+            sender, receiver = cluster.hosts
+            late: list[bytes] = []
+            deliver = receiver.deliver
+
+            async def lose(body: bytes) -> bytes:
+                late.append(body)
+                raise ConnectionError("on its way")
+
+            monkeypatch.setattr(receiver, "deliver", lose)
+            asked = getattr(boss, how).remote(worker.id.name)
+            await until(lambda: late)
+            await sender.kill()
+            monkeypatch.setattr(receiver, "deliver", deliver)
+            await asked
+            await until(lambda: receiver.held == 1 and not sender.shard.promises())
+            await boss.ask.remote(another.id.name)  # what there is to acknowledge goes with it
+            for body in late:
+                await receiver.in_its_context(deliver(body))
+            assert await worker.work.remote() == 2
+            await until(lambda: not receiver.held)
 
     asyncio.run(main())

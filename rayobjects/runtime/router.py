@@ -277,22 +277,22 @@ class Router:
     def _channel(self, host: str, info: ClassInfo | None) -> Channel:
         channel = self._channels.get(host)
         if channel is None:
-            dedicated = info if placement.shard_of_host(host) is None else None
-
-            attempts = itertools.count()
-
-            async def locate() -> Any:
-                again = next(attempts) > 0
-                try:
-                    return await placement.locate(host, self.configuration, dedicated, again=again)
-                except InvalidCall:  # the class is gone, and so are its objects
-                    self._close_sockets(self._channels[host].sockets)
-                    raise
-
-            channel = self._channels[host] = Channel(
-                self, host, locate, self.clock, self.configuration.unavailable_after_s
-            )
+            channel = self._channels[host] = self._new_channel(host, info)
         return channel
+
+    def _new_channel(self, host: str, info: ClassInfo | None) -> Channel:
+        dedicated = info if placement.shard_of_host(host) is None else None
+        attempts = itertools.count()
+
+        async def locate() -> Any:
+            again = next(attempts) > 0
+            try:
+                return await placement.locate(host, self.configuration, dedicated, again=again)
+            except InvalidCall:  # the class is gone, and so are its objects
+                self._close_sockets(self._channels[host].sockets)
+                raise
+
+        return Channel(self, host, locate, self.clock, self.configuration.unavailable_after_s)
 
     def _send_locally(
         self,

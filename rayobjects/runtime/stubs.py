@@ -148,7 +148,7 @@ class Stub:
             raise AttributeError(
                 f"{self._class_name}.{method} cannot be called from outside: its name begins with _"
             )
-        return RemoteMethod(self._class_name, self._name, method, self._timeout_s, self._call_id)
+        return RemoteMethod(self, method)
 
     def delete(self) -> Response[bool]:
         """Deletes the object with all that it has; the result says whether it existed."""
@@ -170,16 +170,16 @@ class Stub:
 class RemoteMethod:
     """A method of an object that is elsewhere."""
 
-    __slots__ = ("_call_id", "_class_name", "_method", "_name", "_timeout_s")
+    __slots__ = ("_method", "_stub")
 
-    def __init__(
-        self, class_name: str, name: str, method: str, timeout_s: float = 0.0, call_id: str = ""
-    ) -> None:
-        self._call_id = call_id
-        self._class_name = class_name
-        self._name = name
+    def __init__(self, stub: Stub, method: str) -> None:
+        self._stub = stub
         self._method = method
-        self._timeout_s = timeout_s
+
+    @property
+    def _called(self) -> str:
+        """For people."""
+        return f"{self._stub._class_name}.{self._method}"
 
     def remote(self, *args: Any, **kwargs: Any) -> Response[Any]:
         """Calls the method; returns at once. The response is awaited, or, if the method is a
@@ -191,15 +191,16 @@ class RemoteMethod:
             InvalidCall: an argument cannot be pickled, or all of them have over 64 MiB.
         """
         body = self._pickled(args, kwargs)
+        stub = self._stub
         return send(
-            self._class_name,
-            self._name,
+            stub._class_name,
+            stub._name,
             self._method,
             PICKLE,
             body,
             lambda: (args, kwargs),
-            self._timeout_s,
-            self._call_id,
+            stub._timeout_s,
+            stub._call_id,
         )
 
     def tell(self, *args: Any, **kwargs: Any) -> None:
@@ -212,30 +213,30 @@ class RemoteMethod:
             InvalidCall: not inside a method of a durable object, or the arguments cannot be
                 pickled or are too large.
         """
-        context = current_call.get()
+        stub, context = self._stub, current_call.get()
         if context is None:
             raise misuse(
-                f"{self._class_name}.{self._method}.tell(…) belongs to the running call of a "
-                "durable object, and none is running here: use .remote(…)"
+                f"{self._called}.tell(…) belongs to the running call of a durable object, and "
+                "none is running here: use .remote(…)"
             )
         body = self._pickled(args, kwargs)
-        key = process.router().key_of(self._class_name)  # its messages are in order by any name
-        context.tell(key, self._name, self._method, body, (args, kwargs))
+        key = process.router().key_of(stub._class_name)  # its messages are in order by any name
+        context.tell(key, stub._name, self._method, body, (args, kwargs))
 
     def _pickled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         body = values.dump_arguments(args, kwargs)
         if len(body) > CALL_BYTES_MAX:
             raise InvalidCall(
-                f"the arguments of {self._class_name}.{self._method} have {len(body):,} bytes; at "
-                f"most {CALL_BYTES_MAX:,} are allowed: put large data into an object store and "
-                "pass its address"
+                f"the arguments of {self._called} have {len(body):,} bytes; at most "
+                f"{CALL_BYTES_MAX:,} are allowed: put large data into an object store and pass its "
+                "address"
             )
         return body
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise misuse(
-            f"{self._class_name}.{self._method} runs elsewhere: call .{self._method}.remote(…) "
-            "and await the response, or ask for its .result()"
+            f"{self._called} runs elsewhere: call .{self._method}.remote(…) and await the "
+            "response, or ask for its .result()"
         )
 
 

@@ -13,6 +13,9 @@ behind wait: there is no order without that. A method that raises is called agai
 time under a new id; that it had raised is on disk before the new id is used, or a crash could bring
 the old one back. Then the message is marked as failed, for people to see, and the next one goes.
 
+The objects of a pair are known by the keys of their classes, which stay when a class is renamed. A
+name that nobody here has heard of is looked up first, and whatever its sender tells later waits.
+
 A receiver that was stopped because its rerun was not like its first run (see `intents`) lists the
 call itself; calling it under a new id would apply twice what the first run had called.
 """
@@ -53,20 +56,33 @@ UNREACHED = Retries(first_s=0.1, longest_s=30.0)
 Pair = tuple[ObjectId, ObjectId]
 
 
-class Submit(Protocol):
-    """Sends a call to whatever host has its object, in the manner of a router."""
+class Outgoing(Protocol):
+    """Brings calls to whatever host has their object: a router."""
 
-    def __call__(
+    def submit(
         self, call: Call, replied: Callable[[Reply | RayObjectsError], None], context: Any
-    ) -> None: ...
+    ) -> None:
+        """Sends a call."""
+        ...
+
+    def key_of(self, class_name: str) -> str | None:
+        """What the class of this name is called wherever that must not change; None if there is
+        none, as far as known here."""
+        ...
+
+    async def refresh(self) -> None:
+        """Learns of all classes that there are now."""
+        ...
 
 
 class Courier:
     """Delivers the messages of one host's objects."""
 
-    def __init__(self, host: HostCore, submit: Submit) -> None:
+    def __init__(self, host: HostCore, outgoing: Outgoing) -> None:
         self._host = host
-        self._submit = submit
+        self._outgoing = outgoing
+        self._unnamed: dict[ObjectId, list[Promise]] = {}
+        self._learning: set[asyncio.Task[None]] = set()
         self._queues: dict[Pair, deque[Promise]] = {}
         self._keys: set[str] = set()
         self._waiting: dict[ObjectId, int] = {}
@@ -76,19 +92,49 @@ class Courier:
         """A message that is on disk."""
         if not promise.open or promise.failed or promise.key in self._keys:
             return
-        told = decode_told(promise.body)
-        pair = (sender, ObjectId(told.class_name, told.name))
-        queue = self._queues.setdefault(pair, deque())
-        queue.append(promise)
         self._keys.add(promise.key)
         self._waiting[sender] = self._waiting.get(sender, 0) + 1
+        if sender in self._unnamed:
+            self._unnamed[sender].append(promise)
+            return
+        told = decode_told(promise.body)
+        key = self._outgoing.key_of(told.class_name)
+        if key is None:
+            self._unnamed[sender] = [promise]
+            self._learn(sender)
+        else:
+            self._queue(sender, ObjectId(key, told.name), promise)
+
+    def _queue(self, sender: ObjectId, receiver: ObjectId, promise: Promise) -> None:
+        pair = (sender, receiver)
+        queue = self._queues.setdefault(pair, deque())
+        queue.append(promise)
         if len(queue) == 1:
             self._deliver(pair)
+
+    def _learn(self, sender: ObjectId) -> None:
+        """Looks a class up that an object has told something."""
+        task = asyncio.ensure_future(self._learnt(sender))
+        self._learning.add(task)  # the loop itself would let it go
+        task.add_done_callback(self._learning.discard)
+
+    async def _learnt(self, sender: ObjectId) -> None:
+        try:
+            await self._outgoing.refresh()
+        except Exception:  # whatever keeps the catalog from being read
+            self._host.timers.after(UNREACHED.first_s, lambda: self._learn(sender))
+            return
+        if self._closed:
+            return
+        for promise in self._unnamed.pop(sender, ()):
+            told = decode_told(promise.body)
+            key = self._outgoing.key_of(told.class_name) or told.class_name  # refused, and listed
+            self._queue(sender, ObjectId(key, told.name), promise)
 
     @property
     def busy(self) -> bool:
         """Whether anything is not delivered yet."""
-        return bool(self._queues)
+        return bool(self._queues or self._unnamed)
 
     def hand_over(self, sender: ObjectId) -> None:
         """Another host delivers an object's messages from now on: nothing more is sent or noted
@@ -96,6 +142,7 @@ class Courier:
         if sender in self._waiting:
             for pair in [pair for pair in self._queues if pair[0] == sender]:
                 self._keys.difference_update(each.key for each in self._queues.pop(pair))
+            self._keys.difference_update(each.key for each in self._unnamed.pop(sender, ()))
             del self._waiting[sender]
 
     def waiting(self, sender: ObjectId) -> int:
@@ -148,7 +195,7 @@ class Courier:
         )
         here = f"{self._host.incarnation}."
         delivery = _Delivery(repeats=not promise.key.startswith(here))
-        self._submit(
+        self._outgoing.submit(
             call, lambda outcome: self._replied(pair, delivery, id, outcome, unreached), delivery
         )
 

@@ -47,7 +47,7 @@ from rayobjects.objects.activation import Activation
 from rayobjects.objects.catalog import ObjectClass
 from rayobjects.objects.changes import Changes
 from rayobjects.objects.commit import Redirected, Respond
-from rayobjects.objects.courier import Courier, Submit
+from rayobjects.objects.courier import Courier, Outgoing
 from rayobjects.objects.deadlocks import Deadlocks
 from rayobjects.objects.filters import Filter
 from rayobjects.objects.forgetting import Forgetting
@@ -88,7 +88,7 @@ class HostCore:
             from answering.
         suspect: is told of each gateway that is silent, again and again; to look whether its
             process lives, and to call `gateways.died` if not.
-        submit: sends calls, of objects to others, to whatever host has them.
+        outgoing: brings calls, of objects to others, to whatever host has them.
         wake: sees to it that an object with an actor of its own lives.
     """
 
@@ -104,7 +104,7 @@ class HostCore:
         on_lane: bool = False,
         activations_max: int = ACTIVATIONS_MAX,
         suspect: Callable[[str], None] | None = None,
-        submit: Submit,
+        outgoing: Outgoing,
         wake: Callable[[ObjectId], None] | None = None,
     ) -> None:
         self.ledger = ledger
@@ -131,9 +131,9 @@ class HostCore:
         self.intents = Intents(self)
         self.forgetting = Forgetting(self)
         self.deadlocks = Deadlocks(self)
-        self.submit_elsewhere = submit
+        self.submit_elsewhere = outgoing.submit
         self.scheduler = Scheduler(self)
-        self.courier = Courier(self, submit)
+        self.courier = Courier(self, outgoing)
         self.others = Others(self)
         self.streams = streams.Streams(self)
         self._by_id: dict[tuple[str, str, str], UnderWay] = {}

@@ -280,7 +280,7 @@ class BaseHost:
             idle_s=self.configuration.idle_s,
             on_lane=self.on_lane,
             suspect=Lookout(lambda gateway: core.gateways.died(gateway)).suspect,
-            submit=self._router.submit,
+            outgoing=self._router,
             wake=Waker(lambda: self.configuration).wake,
         )
         core.filters = self._around.filters

@@ -243,10 +243,11 @@ class Router:
             self._catalog.classes.update, {info.name: info for info in classes}
         )
 
-    def key_of(self, class_name: str) -> str:
-        """What the class of this name is called wherever that must not change, as far as known."""
+    def key_of(self, class_name: str) -> str | None:
+        """What the class of this name is called wherever that must not change; None if there is
+        none, as far as known here."""
         info = self._catalog.find(class_name)
-        return info.key if info is not None else class_name
+        return info.key if info is not None else None
 
     def redirected(
         self, call: Call, replied: Replied, context: CallContext | None, redirects: int

@@ -220,8 +220,7 @@ class RemoteMethod:
                 "none is running here: use .remote(…)"
             )
         body = self._pickled(args, kwargs)
-        key = process.router().key_of(stub._class_name)  # its messages are in order by any name
-        context.tell(key, stub._name, self._method, body, (args, kwargs))
+        context.tell(stub._class_name, stub._name, self._method, body, (args, kwargs))
 
     def _pickled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         body = values.dump_arguments(args, kwargs)

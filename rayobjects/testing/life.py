@@ -173,7 +173,7 @@ class HostLife:
             idle_s=self._idle_s,
             activations_max=self._activations_max,
             suspect=self._suspect,
-            submit=self.router.submit,
+            outgoing=self.router,
         )
         self.core.filters = with_spans(self._filters)
         self._context.copy().run(self.core.begin)  # whose objects call others

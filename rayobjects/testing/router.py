@@ -80,6 +80,9 @@ class LocalRouter:
         """Classes of a `LocalHost` are never renamed."""
         return class_name
 
+    async def refresh(self) -> None:
+        """They are all known."""
+
     def _submit(self, call: Call, replied: Replied, context: CallContext | None) -> None:
         if context is None:
             self._send(call, replied)

@@ -14,7 +14,7 @@ import pytest
 from test_cli_input import run
 
 import rayobjects as ro
-from rayobjects.runtime import admin
+from rayobjects.runtime import admin, class_changes
 
 WITHIN_S = 60.0
 
@@ -42,16 +42,28 @@ class Diary(ro.DurableObject):
     def unplan(self, key: str) -> bool:
         return self.unschedule(key)
 
-    def tell(self, other: ro.Stub, texts: list[str]) -> None:
+    def tell(self, other: ro.Stub, texts: list[str], gate: str = "") -> None:
         for text in texts:
-            other.write.tell(text)
+            other.write_when.tell(text, gate)
+
+    async def write_when(self, text: str, gate: str) -> None:
+        """Waits until a file exists, then writes."""
+        while gate and not Path(gate).exists():  # noqa: ASYNC110, ASYNC240  another process makes it
+            await asyncio.sleep(0.01)
+        self.notes.append(text)
 
     async def write_slowly(self, other: ro.Stub, gate: str) -> None:
         """Writes there, then waits until a file exists, then writes here."""
         await other.write.remote("there")
-        while not Path(gate).exists():  # noqa: ASYNC110, ASYNC240  another process makes it
-            await asyncio.sleep(0.01)
-        self.notes.append("here")
+        await self.write_when("here", gate)
+
+
+class Scribe(Diary):
+    """One whose class is deleted."""
+
+
+class Journal(Diary):
+    """One whose class gets another name."""
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -100,6 +112,46 @@ def test_a_begun_call_is_ended_by_its_host_though_nobody_asks(hosting: str, tmp_
     gate.touch()
     until(lambda: notes(first) == ["here"])
     assert notes(second) == ["there"], "it was called again, and applied once"
+
+
+def test_what_objects_of_a_deleted_class_had_told_is_delivered(
+    hosting: str, tmp_path: Path
+) -> None:
+    receiver, scribe = ro.deploy(Diary).get("reader"), ro.deploy(Scribe).get("s")
+    gate, texts = tmp_path / "gate", ["a", "b", "c"]
+    scribe.tell.remote(receiver, texts, str(gate)).result(WITHIN_S)
+    assert class_changes.delete_class("Scribe") == 1
+    assert notes(receiver) == []
+    gate.touch()
+    until(lambda: notes(receiver) == texts)
+
+
+def test_what_is_told_by_a_new_name_comes_after_what_was_told_by_the_old_one(
+    hosting: str, tmp_path: Path
+) -> None:
+    sender, journal = ro.deploy(Diary).get("teller"), ro.deploy(Journal).get("j")
+    gate = tmp_path / "gate"
+    sender.tell.remote(journal, ["a", "b"], str(gate)).result(WITHIN_S)
+    class_changes.rename_class("Journal", "Chronicle")
+    renamed = ro.namespace("Chronicle").get("j")
+    sender.tell.remote(renamed, ["c"]).result(WITHIN_S)
+    kill_hosts()
+    gate.touch()
+    until(lambda: len(notes(renamed)) == 3)
+    assert notes(renamed) == ["a", "b", "c"]
+    class_changes.delete_class("Chronicle")
+
+
+def test_a_call_that_is_taken_back_while_its_host_is_dead_is_not_made(hosting: str) -> None:
+    diary = ro.deploy(Diary).get("changes its mind")
+    diary.write.remote("a").result(WITHIN_S)
+    kill_hosts()
+    unwanted, wanted = diary.write.remote("b"), diary.write.remote("c")
+    unwanted.cancel()
+    with pytest.raises(ro.Cancelled):
+        unwanted.result(WITHIN_S)
+    wanted.result(WITHIN_S)
+    assert notes(diary) == ["a", "c"]
 
 
 def test_lists_and_settling(

@@ -405,13 +405,21 @@ class CallerChannel:
             number: None for number, waiting in self._waiting.items() if waiting.cancelled
         }
 
-    def _fail_waiting(self, error: RayObjectsError) -> None:
-        waiting, self._waiting = self._waiting, {}
+    def _fail_waiting(self, error: RayObjectsError, *, resent_only: bool = False) -> None:
+        """Ends the calls that wait with an error; a new session must follow.
+
+        Args:
+            resent_only: not those that were made since this session began.
+        """
+        waiting = self._waiting
+        upto = self._resent_until if resent_only else self._number
+        self._waiting = {n: each for n, each in waiting.items() if n > upto}
         self._queue.clear()
         self._credits.clear()
         self._cancels.clear()
-        for each in waiting.values():
-            each.replied(error)
+        for number, each in waiting.items():
+            if number <= upto:
+                each.replied(error)
 
     def close(self) -> None:
         """Ends the channel; calls without a reply fail with Unavailable."""

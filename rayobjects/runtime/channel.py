@@ -157,8 +157,12 @@ class Channel(CallerChannel):
                     self._answered(replies, batch)
                     return
             except RayObjectsError as error:
-                self._fail_waiting(error)
+                # Those that came later wait: their class may have been deployed meanwhile.
+                self._fail_waiting(error, resent_only=True)
                 self.forget.again()
+                if self._waiting:
+                    started_at = self._clock.monotonic()
+                    continue
                 return
             except Exception as error:  # Ray's, or whatever it lets through: try again
                 why = error

@@ -293,13 +293,13 @@ def test_guarantee_5_a_crowded_receiver_is_tried_again_with_growing_pauses(
             tries: list[float] = []
             core = host.core
             assert core is not None
-            submit = core.courier._submit
+            submit = core.courier._outgoing.submit
 
             def counted(call: Any, replied: Any, context: Any) -> None:
                 tries.append(host.clock.now())
                 submit(call, replied, context)
 
-            monkeypatch.setattr(core.courier, "_submit", counted)
+            monkeypatch.setattr(core.courier._outgoing, "submit", counted)
             await a.say.remote("b", "1", "2")
             await moved_until(host, lambda: len(tries) == 14, step_s=0.05)
             pauses = [after - before for before, after in itertools.pairwise(tries)]

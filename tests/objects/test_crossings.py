@@ -202,3 +202,36 @@ def test_guarantee_7_a_recurring_schedule_that_was_cut_off_too_long_ago_is_liste
             assert await worker.work.remote() == 2, "it was called once"
 
     asyncio.run(main())
+
+
+def test_a_call_made_while_others_are_refused_is_not_refused_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its class may have been deployed since the catalog was looked at."""
+
+    async def main() -> None:
+        async with LocalCluster(monkeypatch, [Worker]) as cluster:
+            worker = cluster.get(Worker, 1)
+            locate = placement.locate
+            asked, deployed = asyncio.Event(), asyncio.Event()
+
+            async def locate_late(host: str, *args: Any, **options: Any) -> Any:
+                if deployed.is_set():
+                    return await locate(host, *args, **options)
+                asked.set()
+                await deployed.wait()
+                raise ro.InvalidCall("no class 'Worker' is deployed")
+
+            monkeypatch.setattr(placement, "locate", locate_late)
+            early = worker.work.remote()
+            await asked.wait()
+            late = [worker.work.remote() for _ in range(3)]
+            await asyncio.sleep(0)
+            deployed.set()
+            with pytest.raises(ro.InvalidCall, match="no class"):
+                await early
+            again = worker.work.remote()
+            assert [await each for each in late] == [1, 2, 3]
+            assert await again == 4
+
+    asyncio.run(main())

@@ -7,18 +7,21 @@ FILE ?= examples/chat.py
 PORT ?= 8000
 MINUTES ?= 30
 
-.PHONY: demo test tests-cluster tests-in-process soak lint types benchmark install install-dev lock clean
+.PHONY: demo test tests-ray tests-served tests-in-process soak lint types benchmark install install-dev lock clean
 
 demo: install  ## Serve the chat on 127.0.0.1:8000, until Ctrl-C.
 	@$(BIN)/rayobjects serve $(FILE) --port $(PORT)
 
-test: install-dev lint  ## Linter, types and all tests; those with a Ray cluster beside the others.
-	@$(MAKE) --no-print-directory --jobs=2 tests-cluster tests-in-process
+test: install-dev lint  ## Linter, types and all tests, two of their three parts at a time.
+	@$(MAKE) --no-print-directory --jobs=2 tests-ray tests-in-process tests-served
 
-tests-cluster: install-dev
-	$(BIN)/python -m pytest -m cluster
+tests-ray: install-dev  ## Objects on a Ray cluster.
+	$(BIN)/python -m pytest -m cluster tests/ray
 
-tests-in-process: types
+tests-served: install-dev  ## Gateway, command line and examples, each on Ray.
+	$(BIN)/python -m pytest -m cluster --ignore=tests/ray
+
+tests-in-process: types  ## All that needs no Ray.
 	$(BIN)/python -m pytest -m "not cluster"
 
 soak: install-dev  ## Random runs and kills for MINUTES, or until something fails.

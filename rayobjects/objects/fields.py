@@ -23,6 +23,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
+from types import BuiltinFunctionType, FunctionType, GenericAlias
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from uuid import UUID
 
@@ -145,7 +146,8 @@ def durable(default: Any = _NOTHING, *, factory: Callable[[], Any] | None = None
             something is in them.
 
     Raises:
-        TypeError: neither or both were given, or the default is mutable.
+        TypeError: neither or both were given, or the default is mutable, or is a type or a
+            function, which is a factory whose name was left out.
     """
     if factory is not None:
         if default is not _NOTHING:
@@ -155,6 +157,12 @@ def durable(default: Any = _NOTHING, *, factory: Callable[[], Any] | None = None
         return Field(None, factory)
     if default is _NOTHING:
         raise TypeError("durable() needs a default: durable(0), or durable(factory=list)")
+    if isinstance(default, type | GenericAlias | FunctionType | BuiltinFunctionType):
+        own_name = getattr(default, "__name__", "")
+        hint = f"factory={own_name if own_name.isidentifier() else '…'}"  # a lambda has none
+        raise TypeError(
+            f"the default would be {default!r} itself, and not what it makes: write durable({hint})"
+        )
     try:
         hash(default)
     except TypeError:

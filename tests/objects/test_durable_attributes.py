@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import time
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -225,6 +226,18 @@ def test_fields_are_inherited_and_overridden() -> None:
 @pytest.mark.parametrize("default", [[], {}, set(), bytearray(), ([],)])
 def test_mutable_defaults_are_refused(default: Any) -> None:
     with pytest.raises(TypeError, match="factory="):
+        durable(default)
+
+
+@pytest.mark.parametrize(
+    ("default", "hint"),
+    [
+        *((list, "list"), (list[int], "list"), (Point, "Point"), (live, "live")),
+        *((time.time, "time"), (lambda: [], "…")),
+    ],
+)
+def test_a_factory_without_its_name_is_refused(default: Any, hint: str) -> None:
+    with pytest.raises(TypeError, match=rf"itself, .*write durable\(factory={hint}\)"):
         durable(default)
 
 

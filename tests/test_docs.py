@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import errno
 import re
@@ -121,6 +122,13 @@ def test_the_filter_of_the_docs_fits_every_method() -> None:
             assert audited == called | streams | hooks | {"pay"}
 
     asyncio.run(main())
+
+
+def test_the_time_moves_as_the_docs_say() -> None:
+    page = compile(
+        code("docs/testing.md", "class Match"), "testing.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    )
+    asyncio.run(eval(page, {"ro": ro, "LocalHost": LocalHost, "__name__": __name__}))
 
 
 def test_an_account_is_converted_once_whatever_its_version() -> None:

@@ -133,6 +133,16 @@ class Scheduler:
             return None
         return promise
 
+    @property
+    def next_at(self) -> float | None:
+        """When something is due next, if something may be; in the past while it waits its turn."""
+        return self._heap[0][0] if self._heap else None
+
+    @property
+    def under_way(self) -> frozenset[tuple[ObjectId, str, float]]:
+        """Whose calls run, or wait for their object: object, key and due time."""
+        return frozenset(self._firing)
+
     def _arm(self) -> None:
         """Sets the timer to the earliest entry, if more may be fired."""
         if self._closed or not self._heap or len(self._places) >= FIRINGS_AT_ONCE_MAX:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rayobjects import messages
@@ -40,6 +40,14 @@ from rayobjects.testing.stubs import LocalStub, send
 
 STEP_S = 1.0
 """A real host sweeps about once a second; time that is moved passes in such steps."""
+
+DUE_WITHIN_S = 1.0
+"""How long, of real time, `move` waits once for schedules' calls that do not end: one may wait for
+what the test does next, or an object may plan itself anew without an end."""
+
+DUE_TURNS = 200
+"""So many turns of the event loop it gives them after that, or while nothing can be written: far
+more than a call needs that nothing holds up."""
 
 Target = LocalStub | ObjectId
 
@@ -67,7 +75,10 @@ class LocalHost(HostLife):
     # -- time and syncs -----------------------------------------------------------------------
 
     async def move(self, seconds: float) -> None:
-        """Moves the time on, and does what a host does every second. Gateways that live, and are
+        """Moves the time on, and does what a host does every second. A schedule fires when its time
+        has come, a recurring one each time, and the time goes on when its call has ended; returns
+        when what was sent to sockets has arrived. A call that does not end, because it waits for
+        something else, is left to itself after a second of real time. Gateways that live, and are
         not told to be silent, were heard of all the while.
 
         Raises:
@@ -75,16 +86,74 @@ class LocalHost(HostLife):
         """
         if not isinstance(self.clock, ManualClock):
             raise TypeError("this host's time moves by itself: call sweep()")
-        core = self.core
         left = seconds
-        while left > STEP_S and core is not None and core.failed is None:
-            # A host whose sweeps are far apart believes that it was held up itself.
-            self.clock.move(STEP_S)
-            left -= STEP_S
-            core.beat()
-        self.clock.move(left)
+        patient = True
+        while True:
+            step = self._step(left)
+            self.clock.move(step)
+            left -= step
+            if left <= 0:
+                break
+            if self.core is not None and self.core.failed is None:
+                # A host whose sweeps are far apart believes that it was held up itself.
+                self.core.beat()
+                patient = await self._fire_due(patient)
         self._hear()
         await self.sweep()
+        await self._fire_due(patient)
+        if self._held is None and not self._is_down():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DUE_WITHIN_S):
+                    await self.settled()
+
+    def _step(self, left: float) -> float:
+        """How far the time moves at once: to what is due next, if that is soon."""
+        core = self.core
+        if core is None or core.failed is not None:
+            return left
+        step = min(left, STEP_S)
+        due, now = core.scheduler.next_at, self.clock.now()
+        return due - now if due is not None and now < due < now + step else step
+
+    async def _fire_due(self, patient: bool) -> bool:
+        """Fires what is due and waits for it, but not for ever.
+
+        Args:
+            patient: waits for DUE_WITHIN_S.
+
+        Returns:
+            Whether to be as patient the next time.
+        """
+        turns = 0
+        until = self.loop.time() + DUE_WITHIN_S
+        patient = patient and self._held is None
+        while self._is_due():
+            if turns >= DUE_TURNS and (not patient or self.loop.time() >= until):
+                self._late |= self._under_way()
+                return False
+            turns += 1
+            # At first as fast as it goes; then it is something that takes real time.
+            await asyncio.sleep(0 if turns < DUE_TURNS else 0.001)
+        return patient
+
+    def _is_due(self) -> bool:
+        """Whether a schedule is due that is not known to wait for something; fires it."""
+        core = self.core
+        if self._is_down() or core is None:
+            return False
+        next_at = core.scheduler.next_at
+        if next_at is not None and next_at <= self.clock.now():
+            self._context.copy().run(core.scheduler.run_due)
+            next_at = core.scheduler.next_at
+        self._late &= self._under_way()
+        waits = next_at is not None and next_at <= self.clock.now()  # its turn
+        return waits or bool(self._under_way() - self._late)
+
+    def _under_way(self) -> frozenset[tuple[ObjectId, str, float]]:
+        return self.core.scheduler.under_way if self.core is not None else frozenset()
+
+    def _is_down(self) -> bool:
+        return self.core is None or self.core.failed is not None
 
     def _hear(self) -> None:
         core = self.core
@@ -123,8 +192,10 @@ class LocalHost(HostLife):
         if promise is None or promise.failed:
             raise KeyError(f"{id} has no schedule {key!r} that is still to fire")
         await self.move(max(0.0, promise.due - self.clock.now()))
-        while self._schedule(id, key) is promise:  # noqa: ASYNC110  the host's own steps
-            await asyncio.sleep(0)
+        if self._schedule(id, key) is promise:
+            while self._schedule(id, key) is promise:  # noqa: ASYNC110  the host's own steps
+                await asyncio.sleep(0)
+            await self.settled()
 
     def _schedule(self, id: ObjectId, key: str) -> Promise | None:
         return self.shard.promise(id, SCHEDULE, key) if self.shard is not None else None
@@ -164,7 +235,7 @@ class LocalHost(HostLife):
         limit: int = PAGE_KEYS_MAX,
     ) -> list[str]:
         """Names of the class's objects that exist, sorted; those with `prefix`, behind `after`."""
-        return await self.list_objects(_class_name(object_class), prefix, after, limit)
+        return await self.router.list_objects(_class_name(object_class), prefix, after, limit)
 
     async def deploy(self, *classes: type[DurableObject]) -> None:
         """Deploys new versions of classes, or further ones: live objects move between two calls."""

@@ -16,12 +16,13 @@ import contextvars
 import itertools
 import shutil
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rayobjects.clock import Clock
-from rayobjects.errors import InvalidCall, StorageFailed, to_wire
+from rayobjects.errors import InvalidCall, MethodError, StorageFailed, misuse, to_wire
+from rayobjects.ids import ObjectId
 from rayobjects.limits import ACTIVATIONS_MAX, PAGE_KEYS_MAX
 from rayobjects.messages import ERROR, Replies, Reply, decode_batch, decode_poll, encode
 from rayobjects.objects.activation import Activation
@@ -44,7 +45,12 @@ from rayobjects.testing.sockets import LocalGateway
 STOP_WITHIN_S = 5.0
 """How long the end of `async with` waits for calls that still run, before it drops them."""
 
+RAISED_KEPT = 100
+"""So many of the last exceptions that methods have raised are kept for their callers."""
+
 SHARD = "default-0000"
+
+_MADE_BY_OPENING = frozenset(("client", "loop", "router"))
 
 
 class HostLife:
@@ -66,7 +72,7 @@ class HostLife:
     ) -> None:
         self._filters = check_filters(filters)
         self.clock = clock if clock is not None else ManualClock()
-        self.core: HostCore | None = None
+        self.core: LocalCore | None = None
         self.shard: Shard | None = None
         self._temporary: str | None = None
         if files is None:
@@ -81,6 +87,7 @@ class HostLife:
         self._tasks: set[asyncio.Task[None]] = set()
         self._errors: list[BaseException] = []
         self._held: deque[Callable[[], None]] | None = None
+        self._late: set[tuple[ObjectId, str, float]] = set()  # schedules that wait for something
         self._unopened = False
         self._first_epoch = 0
         self._claims = Claims()
@@ -121,6 +128,14 @@ class HostLife:
                 shutil.rmtree(self._temporary, ignore_errors=True)
         if kind is None and self._errors:
             raise self._errors[0]
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """What `async with` makes is not there yet."""
+            if name in _MADE_BY_OPENING:
+                raise misuse("open the host first: `async with LocalHost([…]) as host:`")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     async def _stop(self) -> None:
         assert self.core is not None
@@ -365,10 +380,11 @@ class HostLife:
 
 
 class LocalCore(HostCore):
-    """A core that says when an object has left."""
+    """A core that says when an object has left, and what was raised."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
+        self._raised: deque[MethodError] = deque(maxlen=RAISED_KEPT)
         self._leaving: dict[int, list[asyncio.Future[None]]] = {}
 
     async def left(self, activation: Activation) -> None:
@@ -383,6 +399,19 @@ class LocalCore(HostCore):
             if not future.done():
                 future.set_result(None)
 
+    def raised(self, target: str, error: BaseException) -> MethodError:
+        wrapped = super().raised(target, error)
+        self._raised.append(wrapped)
+        return wrapped
+
+    def cause_of(self, error: MethodError) -> BaseException | None:
+        """What a method has raised, for whoever has the error from a reply that does not carry
+        it, as those to gateways; None if that is long ago."""
+        for each in reversed(self._raised):
+            if (each.message, each.traceback) == (error.message, error.traceback):
+                return each.cause
+        return None
+
 
 class LocalClasses:
     """The classes of a host."""
@@ -392,6 +421,12 @@ class LocalClasses:
         self.add(classes)
 
     def add(self, classes: Iterable[type[DurableObject]]) -> None:
+        classes = list(classes)
+        for name, count in Counter(each.__name__ for each in set(classes)).items():
+            if count > 1:  # objects are found by the name of their class
+                raise InvalidCall(
+                    f"there are {count} classes of the name {name!r}: give them different names"
+                )
         for each in classes:
             info = describe(each)
             before = self._classes.get(info.name)

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from rayobjects.errors import InvalidCall, RayObjectsError, from_wire, info_from_wire
+from rayobjects.errors import InvalidCall, MethodError, RayObjectsError, from_wire, info_from_wire
 from rayobjects.ids import ObjectId
 from rayobjects.limits import SOCKET_QUEUE_BYTES_MAX
 from rayobjects.messages import (
@@ -87,7 +87,7 @@ class LocalSocket:
         if reply.status != OK:
             if info_from_wire(reply.body).details.get("socket") == "gone":
                 self._end(*GONE)
-            raise from_wire(reply.body)
+            raise self._gateway.error_of(reply)
         await self._gateway.settled()
 
     def post(self, data: Message) -> asyncio.Future[Reply]:
@@ -243,7 +243,7 @@ class LocalGateway:
                 subprotocols=list(subprotocols),
             )
             if reply.status != OK:
-                raise from_wire(reply.body)
+                raise self.error_of(reply)
         except RayObjectsError:
             self.forget(socket)
             raise
@@ -269,6 +269,15 @@ class LocalGateway:
 
         self.channel.send(Call(0, *socket.object_id, method, SOCKET, event), replied)
         return future
+
+    def error_of(self, reply: Reply) -> RayObjectsError:
+        """The error of a reply, with the exception itself, which no gateway needs but a test may
+        look at."""
+        error = from_wire(reply.body)
+        core = self._host.core
+        if isinstance(error, MethodError) and error.cause is None and core is not None:
+            error.cause = error.__cause__ = core.cause_of(error)
+        return error
 
     async def tell_closed(self, socket: LocalSocket, code: int, reason: str) -> None:
         """Tells the object that the socket is closed, as often as it takes; only then does the

@@ -21,6 +21,7 @@ from pydantic_core import ValidationError
 
 from rayobjects.errors import InvalidCall, MethodError
 from rayobjects.messages import encode_json
+from rayobjects.objects.json_bytes import JsonSchemas, validator_of
 from rayobjects.objects.marks import stream_of
 from rayobjects.objects.strict_json import mistake_in
 from rayobjects.objects.typed_dicts import checkable
@@ -129,7 +130,8 @@ class ArgumentParser:
     def __init__(self, target: str, parameters: Parameters) -> None:
         self._target = target
         self._parameters = parameters
-        self._validate = TypeAdapter(_arguments_type(target, parameters)).validator.validate_json
+        adapter: TypeAdapter[Any] = TypeAdapter(_arguments_type(target, parameters))
+        self._validate = validator_of(adapter.core_schema).validate_json
 
     def parse(self, body: bytes) -> dict[str, Any]:
         """Checks a JSON object of keyword arguments; nothing at all is an empty one.
@@ -224,7 +226,9 @@ def schemas_of(class_name: str, methods: Mapping[str, Parameters]) -> Schemas:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a default without a JSON form is left out, that is all
         found, rest = TypeAdapter.json_schemas(
-            inputs, ref_template=f"{REF_PREFIX}{class_name}.{{model}}"
+            inputs,
+            ref_template=f"{REF_PREFIX}{class_name}.{{model}}",
+            schema_generator=JsonSchemas,
         )
     definitions: dict[str, Any] = rest.get("$defs", {})
     result = Schemas({}, {}, {})

@@ -174,6 +174,17 @@ def durable(default: Any = _NOTHING, *, factory: Callable[[], Any] | None = None
     return Field(default, None)
 
 
+def declared_fields(cls: type) -> set[str]:
+    """The names of durable attributes in a class and its bases, also of those that something else
+    has taken the place of."""
+    return {
+        name
+        for base in cls.__mro__
+        for name, value in vars(base).items()
+        if isinstance(value, Field)
+    }
+
+
 def fields_of(cls: type) -> dict[str, Field]:
     """The durable attributes of a class and its bases, by name."""
     found: dict[str, Field] = {}

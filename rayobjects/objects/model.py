@@ -18,7 +18,7 @@ import msgspec
 
 from rayobjects.ids import ObjectId
 from rayobjects.objects import marks, scheduling
-from rayobjects.objects.fields import Field
+from rayobjects.objects.fields import Field, declared_fields, is_immutable
 from rayobjects.objects.scheduling import Schedule
 from rayobjects.objects.sockets import Sockets
 from rayobjects.objects.storage_map import StorageMap
@@ -110,6 +110,7 @@ class DurableObject:
         cls._durable_options = _checked_options(cls, options)
         _check_names(cls)
         _check_defaults(cls)
+        _check_overrides(cls)
         marks.check(cls, HOOKS)
         if "__init__" in vars(cls):
             _check_init(cls)
@@ -349,6 +350,19 @@ def _check_defaults(cls: type[DurableObject]) -> None:
                 f"{cls.__name__}.{name} would be one {kind} for all objects of a host, and would "
                 f"not be stored: write `{name}: {kind} = ro.durable(factory={kind})`, or annotate "
                 "it as ClassVar if it is a constant of the class"
+            )
+
+
+def _check_overrides(cls: type[DurableObject]) -> None:
+    """A value in the place of a durable attribute, which would no longer be stored. A method or a
+    property takes its place on purpose."""
+    for name in declared_fields(cls):
+        value = inspect.getattr_static(cls, name)
+        if not hasattr(type(value), "__get__"):
+            shown = repr(value) if is_immutable(value) else "…"
+            raise TypeError(
+                f"{cls.__name__}.{name} takes the place of a durable attribute and would not be "
+                f"stored: write `{name} = ro.durable({shown})`, or choose another name"
             )
 
 

@@ -213,7 +213,10 @@ def test_fields_are_inherited_and_overridden() -> None:
         b: int = durable(2)
 
     class Derived(Base):
-        b = 7  # no longer durable
+        @property
+        def b(self) -> int:  # type: ignore[override]  # no longer durable
+            return 7
+
         c: int = durable(3)
 
     from rayobjects.objects.fields import fields_of
@@ -221,6 +224,21 @@ def test_fields_are_inherited_and_overridden() -> None:
     assert set(fields_of(Derived)) == {"a", "c"}
     assert isinstance(Derived.c, Field)
     assert Live(Derived, MemoryLedger()).instance.a == 1
+
+
+def test_a_value_in_the_place_of_an_inherited_field_is_refused() -> None:
+    says = r"Wrong\.count takes the place .*write `count = ro\.durable\({}\)`"
+    with pytest.raises(TypeError, match=says.format(5)):
+        type("Wrong", (Game,), {"count": 5})
+    with pytest.raises(TypeError, match=says.format("…")):
+        type("Wrong", (Game,), {"count": [5]})
+    with pytest.raises(TypeError, match=says.format("'x'")):
+        type("Wrong", (type("Mixin", (), {"count": "x"}), Game), {})
+
+    class Durably(Game):
+        count: int = durable(5)
+
+    assert Live(Durably, MemoryLedger()).instance.count == 5
 
 
 @pytest.mark.parametrize("default", [[], {}, set(), bytearray(), ([],)])

@@ -12,6 +12,7 @@ import io
 import math
 import pickle
 from collections.abc import Callable
+from types import CoroutineType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -120,7 +121,29 @@ def named_class(name: str) -> type:
     return found
 
 
-class _StoredPickler(cloudpickle.Pickler):  # type: ignore[misc]
+_REFERENCES = frozenset(
+    {"ObjectRef", "ClientObjectRef", "ObjectRefGenerator", "DynamicObjectRefGenerator"}
+)
+"""What Ray calls its futures."""
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Refuses what stands for a value that is not there yet. Ray's reference can be pickled, but
+    whoever has it then waits for ever: only Ray's own pickling tells its owner."""
+
+    def reducer_override(self, value: Any) -> Any:
+        kind = type(value)
+        if kind is CoroutineType:
+            raise misuse("a coroutine has no value yet: `await` it first, and pass the result")
+        if kind.__name__ in _REFERENCES and kind.__module__.partition(".")[0] == "ray":
+            raise misuse(
+                f"a Ray {kind.__name__} cannot be an argument, a result or a stored value: pass "
+                "the value, which `await ref` or ray.get(ref) brings"
+            )
+        return super().reducer_override(value)
+
+
+class _StoredPickler(_Pickler):
     """For values that outlive the version of the code that made them."""
 
     def reducer_override(self, value: Any) -> Any:
@@ -131,7 +154,7 @@ class _StoredPickler(cloudpickle.Pickler):  # type: ignore[misc]
         return super().reducer_override(value)
 
 
-def dump(value: Any, pickler: Callable[..., Any] = cloudpickle.Pickler) -> bytes:
+def dump(value: Any, pickler: Callable[..., Any] = _Pickler) -> bytes:
     """Pickles a value: plain data with the C pickler, everything else with cloudpickle.
 
     Raises:
@@ -152,6 +175,8 @@ def dump(value: Any, pickler: Callable[..., Any] = cloudpickle.Pickler) -> bytes
         pickler(buffer, protocol=5).dump(value)
         return buffer.getvalue()
     except Exception as error:
+        if isinstance(error, InvalidCall) and error.status >= 500:
+            raise  # it says what to do
         raise misuse(
             f"a {type(value).__name__} cannot be pickled ({error}): pass plain data, and keep "
             "locks, connections and files in plain attributes that on_start makes"

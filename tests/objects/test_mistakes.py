@@ -9,9 +9,12 @@ import threading
 from typing import Any
 
 import pytest
+import ray
 
 import rayobjects as ro
 from rayobjects.testing import LocalHost
+
+REFERENCE = ray.ObjectRef.from_random()
 
 
 class Mistaken(ro.DurableObject):
@@ -29,6 +32,9 @@ class Mistaken(ro.DurableObject):
     def keeps_a_lock(self) -> None:
         self.kept.append(threading.Lock())
 
+    def keeps_a_reference(self) -> None:
+        self.kept.append({"ref": REFERENCE})
+
     def returns_a_lock(self) -> Any:
         return threading.Lock()
 
@@ -37,6 +43,19 @@ class Mistaken(ro.DurableObject):
 
     def passes_a_lock(self) -> None:
         ro.namespace("Mistaken").get("other").take.tell(threading.Lock())
+
+    def passes_a_reference(self) -> None:
+        ro.namespace("Mistaken").get("other").take.tell([REFERENCE])
+
+    async def asynchronous(self) -> int:
+        return 1
+
+    def passes_a_coroutine(self) -> None:
+        coroutine = self.asynchronous()
+        try:
+            ro.namespace("Mistaken").get("other").take.tell(coroutine)
+        finally:
+            coroutine.close()
 
     def refuses(self) -> None:
         raise ro.InvalidCall("not today")
@@ -73,6 +92,8 @@ def call(method: str) -> ro.RayObjectsError:
         ("lists_in_the_loop", "list_async"),
         ("plans_what_it_calls", "pass one of its own"),
         ("passes_a_lock", "cannot be pickled"),
+        ("passes_a_reference", "pass the value, which `await ref` or ray.get(ref) brings"),
+        ("passes_a_coroutine", "a coroutine has no value yet: `await` it first"),
     ],
 )
 def test_in_the_method(method: str, says: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -86,12 +107,19 @@ def test_in_the_method(method: str, says: str, caplog: pytest.LogCaptureFixture)
     assert error.message in caplog.text
 
 
-@pytest.mark.parametrize("method", ["keeps_a_lock", "returns_a_lock"])
-def test_in_what_it_leaves_behind(method: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ("keeps_a_lock", "lock"),
+        ("keeps_a_reference", "'kept' of Mistaken/one cannot be stored: a Ray ObjectRef cannot"),
+        ("returns_a_lock", "lock"),
+    ],
+)
+def test_in_what_it_leaves_behind(method: str, says: str, caplog: pytest.LogCaptureFixture) -> None:
     error = call(method)
     assert isinstance(error, ro.InvalidCall)
     assert error.status == 500
-    assert "lock" in error.message
+    assert says in error.message
     assert error.message in caplog.text
 
 

@@ -21,7 +21,8 @@ tests-ray: install-dev  ## Objects on a Ray cluster.
 tests-served: install-dev  ## Gateway, command line and examples, each on Ray.
 	$(BIN)/python -m pytest -m cluster --ignore=tests/ray
 
-tests-in-process: types  ## All that needs no Ray.
+tests-in-process: install-dev  ## Types, and all tests that need no Ray.
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not cluster"
 
 soak: install-dev  ## Random runs and kills for MINUTES, or until something fails.

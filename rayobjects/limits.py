@@ -65,6 +65,10 @@ CHANNEL_BATCHES_HELD_MAX = 64
 BATCH_CALLS_MAX = 4_096
 """Calls in one batch: about 20 ms of work for a host, so that others get their turn."""
 
+LATE_BATCH_S = 30.0
+"""For so long the network may still bring what a dead process has sent: twice as long as a call to
+a node that does not answer hangs in Ray."""
+
 BATCH_BYTES_MAX = 4 * MIB
 """Arguments in one batch, unless a single call has more."""
 

@@ -350,10 +350,8 @@ class Activation:
         error where that is not so."""
         if self.tail is None:
             self.host.confirm(follow)
-        elif self.tail.followers is None:
-            self.tail.followers = [follow]
         else:
-            self.tail.followers.append(follow)
+            self.tail.followed_by(follow)
 
     def commit(
         self,
@@ -375,22 +373,16 @@ class Activation:
             self.pending -= 1
             raise
 
-    def after_sync(self, send: Callable[[], None]) -> None:
-        """Runs `send` once all that was committed is on disk; drops it if the journal fails."""
+    def after_sync(
+        self, send: Callable[[], None], dropped: Callable[[], None] = lambda: None
+    ) -> None:
+        """Runs `send` once all that was committed is on disk; `dropped` if the journal fails."""
         if self.gone or self.host.failed is not None:
-            return
-        if self.tail is None:
+            dropped()
+        elif self.tail is None:
             send()
-            return
-
-        def follow(error: StorageFailed | None) -> None:
-            if error is None:
-                send()
-
-        if self.tail.followers is None:
-            self.tail.followers = [follow]
         else:
-            self.tail.followers.append(follow)
+            self.tail.followed_by(lambda error: send() if error is None else dropped())
 
     def settled(self) -> None:
         """Everything committed is on disk."""

@@ -60,6 +60,13 @@ class Commit:
         self.body = body
         self.followers: list[Callable[[StorageFailed | None], None]] | None = None
 
+    def followed_by(self, follow: Callable[[StorageFailed | None], None]) -> None:
+        """Has `follow` called when it is on disk, or with the error for which it is not."""
+        if self.followers is None:
+            self.followers = [follow]
+        else:
+            self.followers.append(follow)
+
     def done(self, error: StorageFailed | None, sequence: int) -> None:
         activation = self.activation
         activation.pending -= 1

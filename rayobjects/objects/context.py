@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from rayobjects.errors import RayObjectsError
+from rayobjects.errors import RayObjectsError, Unavailable
 from rayobjects.messages import Call
 from rayobjects.objects import carried, intents
 from rayobjects.objects.arguments import hash_of
@@ -162,8 +162,17 @@ class CallContext:
             call.id and self.concurrent is None and not self.closed
         ):  # such a call is not run again by its host
             intents.leave(self.activation, self, call, send, replied)
+        elif self.closed and self.activation.gone and self.activation.host.failed is None:
+            send()  # nobody's, and the object has left in order: all that it had seen is on disk
         else:
-            self.activation.after_sync(send)
+            self.activation.after_sync(send, lambda: replied(self.cut_off()))
+
+    def cut_off(self) -> Unavailable:
+        """For a call that cannot leave any more: its object's life has ended before."""
+        return Unavailable(
+            f"{self.activation.shown} lost its storage before its call could be sent: what had "
+            "begun is run again without you"
+        )
 
     def new_name(self) -> str:
         """A random name, the same one in a repetition of the call; "" where the call has no id."""
@@ -179,9 +188,12 @@ class CallContext:
         return self._position > 0 or (self.begun is not None and self.begun.intent is not None)
 
     @property
-    def repeats(self) -> bool:
-        """Whether a process that has died may have made the same calls to others."""
-        return self.begun is not None and self.begun.rerun
+    def late_s(self) -> float:
+        """For how long the same calls to others may still come from a process that has died."""
+        if self.concurrent is None and (self.begun is None or not self.begun.rerun):
+            return 0.0
+        host = self.activation.host
+        return max(0.0, host.late_until - host.clock.monotonic())
 
     def add_child(self, acknowledge: Callable[[], object]) -> None:
         """A child has replied; `acknowledge` lets its host forget that, once this call ended."""

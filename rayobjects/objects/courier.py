@@ -39,7 +39,7 @@ from rayobjects.errors import (
     from_wire,
 )
 from rayobjects.ids import ObjectId
-from rayobjects.limits import HELD_WINDOW_S, TOLD_MAX
+from rayobjects.limits import HELD_WINDOW_S, LATE_BATCH_S, TOLD_MAX
 from rayobjects.messages import OK, PICKLE, Call, Reply
 from rayobjects.objects.carried import CALLER
 from rayobjects.objects.intents import was_stopped
@@ -179,7 +179,7 @@ class Courier:
         told = decode_told(promise.body)
         if now - max(told.at, promise.due) > HELD_WINDOW_S:
             why = "it is so old that its receiver may have applied and forgotten it"
-            self._give_up(pair, why, _Delivery(repeats=False))
+            self._give_up(pair, why, _Delivery(0.0))
             return
         id = f"{promise.key}~{told.attempts}" if told.attempts else promise.key
         call = Call(
@@ -194,21 +194,24 @@ class Courier:
             context={**(told.context or {}), CALLER: str(pair[0])},
         )
         here = f"{self._host.incarnation}."
-        delivery = _Delivery(repeats=not promise.key.startswith(here))
+        delivery = _Delivery(0.0 if promise.key.startswith(here) else LATE_BATCH_S)
         self._outgoing.submit(
-            call, lambda outcome: self._replied(pair, delivery, id, outcome, unreached), delivery
+            call,
+            lambda outcome: self._replied(pair, promise, delivery, id, outcome, unreached),
+            delivery,
         )
 
     def _replied(
         self,
         pair: Pair,
+        promise: Promise,
         delivery: _Delivery,
         id: str,
         outcome: Reply | RayObjectsError,
         unreached: int,
     ) -> None:
-        if self._closed or pair not in self._queues:
-            return
+        if self._closed or pair not in self._queues or self._queues[pair][0] is not promise:
+            return  # it was handed over, and perhaps taken up again
         error = outcome if isinstance(outcome, RayObjectsError) else None
         recorded = False
         if isinstance(outcome, Reply):
@@ -318,13 +321,13 @@ class _Delivery:
     the receiver's reply is acknowledged when the delivery has been noted.
 
     Attributes:
-        repeats: a process that has died may have sent the same message.
+        late_s: for so long what a dead process has sent may still come: the same message.
     """
 
-    __slots__ = ("_acknowledge", "repeats")
+    __slots__ = ("_acknowledge", "late_s")
 
-    def __init__(self, *, repeats: bool) -> None:
-        self.repeats = repeats
+    def __init__(self, late_s: float) -> None:
+        self.late_s = late_s
         self._acknowledge: list[Callable[[], object]] = []
 
     def leave(self, call: Call, send: Callable[[], None], replied: object) -> None:

@@ -68,7 +68,12 @@ async def run_hook(activation: Activation, name: str, *arguments: object) -> Non
     current_call.set(context)
     state.begin(context)
     try:
-        await activation.invoke(Invocation(function, (activation.instance, *arguments), {}, True))
+        try:
+            await activation.invoke(
+                Invocation(function, (activation.instance, *arguments), {}, True)
+            )
+        finally:
+            context.closed = True  # a task that outlives it is nobody's
         changes = state.changes()
         if (changes or name == UPGRADE) and not activation.gone:
             record = Record(*activation.id)

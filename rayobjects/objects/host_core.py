@@ -30,6 +30,7 @@ from rayobjects.limits import (
     ACTIVATIONS_MAX,
     FINISHED_CALLS_MAX,
     FINISHED_WINDOW_S,
+    LATE_BATCH_S,
     STALLED_S,
 )
 from rayobjects.messages import (
@@ -127,6 +128,8 @@ class HostCore:
         self._wake = wake
         self._promise_keys = itertools.count(1)
         self.random = seeded(incarnation)
+        self.late_until = clock.monotonic() + LATE_BATCH_S
+        """Until then what the process before has sent may still be on its way."""
         self.timers = Timers(clock)
         self.intents = Intents(self)
         self.forgetting = Forgetting(self)

@@ -122,7 +122,7 @@ class State:
             context: of the call: only what runs on its behalf may write.
         """
         self._owner = context
-        if self._touched or self._clearing or self.promised.touched:
+        if self._touched or self._clearing or self.sockets.touched or self.promised.touched:
             self.rollback()
         self.running = True
 
@@ -147,7 +147,9 @@ class State:
         for key, mark in self._touched.items():
             before = self._before(key)
             if mark == GONE and key not in live:
-                if before is not None and before[0] != DELETED:
+                # A large object does not remember all that it has read: then the key may be there.
+                unknown = before is None and not (self._clearing or self._committed.whole)
+                if (unknown and key[0] == ITEM) or (before is not None and before[0] != DELETED):
                     writes.append((key, DELETED, b""))
                 continue
             try:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from rayobjects.ids import ObjectId
 from rayobjects.limits import BATCH_CALLS_MAX, CHANNEL_CALLS_MAX
-from rayobjects.messages import Call
 from rayobjects.runtime import placement
 
 if TYPE_CHECKING:
@@ -53,9 +52,9 @@ class Acknowledgements:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def add(self, call: Call) -> None:
-        """Whoever made this call has ended, on disk."""
-        self._waiting.append((call.id, call.class_name, call.name))
+    def add(self, held: tuple[str, str, str]) -> None:
+        """Whoever made this call (id, class, name) has ended, on disk."""
+        self._waiting.append(held)
         self._arm()
 
     def take(self) -> Said:

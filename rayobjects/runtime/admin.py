@@ -15,6 +15,7 @@ from rayobjects.messages import JSON, SYSTEM
 from rayobjects.runtime import placement
 from rayobjects.runtime.asking import answer
 from rayobjects.runtime.configuration import (
+    begin_stop,
     delete_configuration,
     no_class,
     read_catalog,
@@ -156,7 +157,7 @@ def list_promises(
     asked = {}
     for shard in range(configuration.shards):
         host = placement.shard_host(shard)
-        handle = placement.locate_blocking(host, configuration, None)
+        handle = placement.locate_blocking(host, None)
         asked[host] = handle.list_promises.remote(
             list(kinds), info.key if info is not None else "", failed, limit
         )
@@ -187,20 +188,26 @@ def _ask(class_name: str, name: str, method: str, encoding: int, args: bytes) ->
 
 
 def stop_hosts() -> None:
-    """Lets every object leave, closes the storage and ends all hosts; the state stays."""
-    hosts = placement.live_hosts()
-    # Dedicated objects first: they commit through the hosts of the shards.
-    shards = [host for host in hosts if placement.shard_of_host(host) is not None]
-    for group in ([host for host in hosts if host not in shards], shards):
-        handles = []
-        for host in group:
-            try:
-                handles.append(ray.get_actor(host, namespace=placement.NAMESPACE))
-            except ValueError:
-                continue
-        stopping = [handle.stop.remote() for handle in handles]
-        if stopping:
-            ray.wait(stopping, num_returns=len(stopping), timeout=STOP_WITHIN_S)
-        for handle in handles:
-            ray.kill(handle, no_restart=True)
+    """Lets every object leave, closes the storage and ends all hosts; the state stays. Callers get
+    Unavailable from now on. May be repeated, if it was cut off."""
+    begin_stop()
+    while hosts := placement.live_hosts():  # again for those whose making had begun
+        # Dedicated objects first: they commit through the hosts of the shards.
+        shards = [host for host in hosts if placement.shard_of_host(host) is not None]
+        for group in ([host for host in hosts if host not in shards], shards):
+            _stop(group)
     delete_configuration()
+
+
+def _stop(hosts: list[str]) -> None:
+    handles = []
+    for host in hosts:
+        try:
+            handles.append(ray.get_actor(host, namespace=placement.NAMESPACE))
+        except ValueError:
+            continue
+    stopping = [handle.stop.remote() for handle in handles]
+    if stopping:
+        ray.wait(stopping, num_returns=len(stopping), timeout=STOP_WITHIN_S)
+    for handle in handles:
+        ray.kill(handle, no_restart=True)

@@ -61,7 +61,7 @@ async def answer_of(
     give_up_at = clock.monotonic() + configuration.unavailable_after_s
     while True:
         try:
-            handle = await placement.locate(host, configuration, None)
+            handle = await placement.locate(host, None)
             return await asyncio.wait_for(
                 ask(handle), within_s or configuration.unavailable_after_s
             )

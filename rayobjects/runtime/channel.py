@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rayobjects.clock import Clock
 from rayobjects.errors import RayObjectsError, Unavailable
 from rayobjects.limits import POLL_S
-from rayobjects.messages import Batch, Call, Push, decode_replies, encode
+from rayobjects.messages import Batch, Push, decode_replies, encode
 from rayobjects.objects.caller_channel import CallerChannel
 from rayobjects.runtime.acknowledging import Acknowledgements
 from rayobjects.runtime.background import spawn
@@ -76,11 +76,11 @@ class Channel(CallerChannel):
         """Whether there is a session."""
         return self._connected
 
-    def acknowledge_child(self, number: int, held: Call | None) -> None:
+    def acknowledge_child(self, number: int, held: tuple[str, str, str] | None) -> None:
         """The reply of a call of an object, which was sent as this number, is needed no more.
 
         Args:
-            held: the call, if the host holds its reply.
+            held: the call's (id, class, name), if the host holds its reply.
         """
         self.acknowledge(number)
         if held is not None:

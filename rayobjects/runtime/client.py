@@ -134,7 +134,7 @@ def _start_others(configuration: Configuration) -> None:
     """Starts the hosts of all shards, and does not wait for them: their objects may have something
     to do that came due while nothing ran."""
     for shard in range(1, configuration.shards):
-        placement.locate_blocking(placement.shard_host(shard), configuration, None).start.remote()
+        placement.locate_blocking(placement.shard_host(shard), None).start.remote()
 
 
 def _put_in_force(handed: Handed) -> None:
@@ -163,7 +163,7 @@ def _first_configuration(proposed: Configuration) -> Configuration:
     host = placement.shard_host(0)
     handle: Any = None
     try:
-        handle = placement.locate_blocking(host, configuration, None)
+        handle = placement.locate_blocking(host, None)
         figures: dict[str, Any] = answer(handle.start.remote(), START_WITHIN_S, host)
         if figures["around"]:
             raise InvalidCall(figures["around"], status=500)

@@ -13,11 +13,12 @@ import msgspec
 import ray
 from ray.experimental import internal_kv
 
-from rayobjects.errors import InvalidCall
+from rayobjects.errors import InvalidCall, Unavailable
 from rayobjects.objects.catalog import ClassInfo
 
 NAMESPACE = b"rayobjects"
 _CONFIGURATION = b"configuration"
+_STOPPING = b"stopping"
 _CATALOG = b"catalog"
 _CATALOG_VERSION = b"catalog-version"
 _CLASS = b"class:"
@@ -74,8 +75,28 @@ def write_configuration(configuration: Configuration, *, overwrite: bool) -> Non
     _put(_CONFIGURATION, msgspec.msgpack.encode(configuration), overwrite)
 
 
+def begin_stop() -> None:
+    """From now on no host is made: `rayobjects down`. Until `delete_configuration`."""
+    _put(_STOPPING, b"1", True)
+
+
+def configuration_to_start() -> Configuration:
+    """The configuration for a host that is to be made.
+
+    Raises:
+        Unavailable: the cluster's objects have been stopped, or are being stopped.
+    """
+    configuration = read_configuration()
+    if configuration is None or _get(_STOPPING) is not None:
+        raise Unavailable(
+            "this cluster's objects have been stopped (`rayobjects down`): their state is in the "
+            "storage, and `rayobjects serve` or ro.init(storage=…) goes on with it"
+        )
+    return configuration
+
+
 def delete_configuration() -> None:
-    """Forgets the configuration and the catalog: `rayobjects down`."""
+    """Forgets the configuration and the catalog, when nothing runs any more."""
     for key in internal_kv._internal_kv_list(b"", namespace=NAMESPACE):
         internal_kv._internal_kv_del(key, namespace=NAMESPACE)
 

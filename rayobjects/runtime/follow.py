@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,10 +16,6 @@ from rayobjects.runtime.channel import Channel
 
 if TYPE_CHECKING:
     from rayobjects.runtime.router import Router
-
-LATE_BATCH_S = 30.0
-"""How long what a dead process has sent may still be on its way: twice as long as a call to a node
-that does not answer hangs in Ray."""
 
 
 class Follow:
@@ -57,12 +54,20 @@ class Follow:
                     self._replied, outcome.take = outcome.take or self._replied, None
                 return
             if self._context is not None:
-                channel, number = self._channel, self.number
+                call = self._call
                 # A reply that is in no record is not held, and its call may come under the same id.
-                held = self._call if self._call.held and outcome.sequence else None
-                acknowledge: Callable[[], object] = partial(channel.acknowledge_child, number, held)
-                if self._context.repeats:  # what the dead process has sent must find the reply
-                    loop = self._router.loop
-                    acknowledge = partial(loop.call_later, LATE_BATCH_S, acknowledge)
-                self._context.add_child(acknowledge)
+                held = call.held and outcome.sequence
+                said = (call.id, call.class_name, call.name) if held else None  # not the arguments
+                acknowledge = partial(self._channel.acknowledge_child, self.number, said)
+                self._context.add_child(partial(_when_none_is_late, self._context, acknowledge))
         self._replied(outcome)
+
+
+def _when_none_is_late(context: CallContext, acknowledge: Callable[[], None]) -> None:
+    """Acknowledges, as soon as no process that has died can have sent the same call: what comes
+    after that would be taken for a new one."""
+    late_s = context.late_s
+    if late_s:
+        asyncio.get_running_loop().call_later(late_s, acknowledge)
+    else:
+        acknowledge()

@@ -18,7 +18,12 @@ from rayobjects.errors import InvalidCall
 from rayobjects.ids import SLOT_COUNT, ObjectId, slot_of
 from rayobjects.objects.catalog import ClassInfo
 from rayobjects.runtime import resources
-from rayobjects.runtime.configuration import Configuration, no_class, read_catalog
+from rayobjects.runtime.configuration import (
+    Configuration,
+    configuration_to_start,
+    no_class,
+    read_catalog,
+)
 
 NAMESPACE = "rayobjects"
 """Ray's namespace for the names of hosts."""
@@ -59,9 +64,7 @@ def host_of(id: ObjectId, info: ClassInfo, configuration: Configuration) -> str:
     return shard_host(shard_of(id, configuration.shards))
 
 
-async def locate(
-    host: str, configuration: Configuration, info: ClassInfo | None, *, again: bool = False
-) -> Any:
+async def locate(host: str, info: ClassInfo | None, *, again: bool = False) -> Any:
     """Finds a host's actor, creating it where there is none.
 
     Args:
@@ -70,16 +73,15 @@ async def locate(
 
     Raises:
         InvalidCall: the class is gone, or its ray_options are not understood by Ray.
-        Unavailable: no node of the cluster has what the class asks for.
+        Unavailable: no node of the cluster has what the class asks for; or the cluster's objects
+            have been stopped, and what runs no more is not begun again.
         resources.NoRoom: those that have it are full; only `again`.
         ray.exceptions.RayError: Ray could not be asked.
     """
-    return await asyncio.to_thread(locate_blocking, host, configuration, info, again=again)
+    return await asyncio.to_thread(locate_blocking, host, info, again=again)
 
 
-def locate_blocking(
-    host: str, configuration: Configuration, info: ClassInfo | None, *, again: bool = False
-) -> Any:
+def locate_blocking(host: str, info: ClassInfo | None, *, again: bool = False) -> Any:
     """The same as `locate`, for plain code."""
     try:
         handle = ray.get_actor(host, namespace=NAMESPACE)
@@ -89,6 +91,7 @@ def locate_blocking(
         if again and info is not None and _is_waiting(handle):
             resources.check_room(info)
         return handle
+    configuration = configuration_to_start()
     if info is not None:
         current = read_catalog()
         known = current.find(info.key)  # perhaps with other options by now, or gone

@@ -12,6 +12,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -288,7 +289,7 @@ class Router:
         async def locate() -> Any:
             again = next(attempts) > 0
             try:
-                return await placement.locate(host, self.configuration, dedicated, again=again)
+                return await placement.locate(host, dedicated, again=again)
             except InvalidCall:  # the class is gone, and so are its objects
                 self._close_sockets(self._channels[host].sockets)
                 raise
@@ -313,7 +314,7 @@ class Router:
                 return
             if context is not None and sequence and status < OPENED:
                 id = ObjectId(call.class_name, call.name)
-                context.add_child(lambda: core.forgetting.add(id, call.id))
+                context.add_child(partial(core.forgetting.add, id, call.id))
             following(Reply(0, status, body, sequence))
 
         key = (call.class_name, call.name, call.id)

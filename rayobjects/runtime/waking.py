@@ -42,7 +42,7 @@ class Waker:
                     return
                 configuration = self._configuration()
                 host = placement.host_of(id, info, configuration)
-                handle = await placement.locate(host, configuration, info)
+                handle = await placement.locate(host, info)
                 await asyncio.wait_for(handle.start.remote(), WAKE_WITHIN_S)
         except Exception as error:  # Ray's, or whatever it lets through
             logger.warning("%s has something to do, but could not be woken: %s", id, error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rayobjects.errors import Unavailable
@@ -104,7 +105,7 @@ class LocalRouter:
         def respond(status: int, body: bytes, sequence: int) -> None:
             if sequence and status < OPENED:
                 id = ObjectId(call.class_name, call.name)
-                context.add_child(lambda: core.forgetting.add(id, call.id))
+                context.add_child(partial(core.forgetting.add, id, call.id))
             following(Reply(0, status, body, sequence))
 
         key = (call.class_name, call.name, call.id)

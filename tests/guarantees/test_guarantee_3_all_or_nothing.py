@@ -171,3 +171,57 @@ def test_guarantee_3_plain_attributes_do_not_roll_back() -> None:
             assert await stub.keys.remote() == []
 
     run(main)
+
+
+class Archive(ro.DurableObject):
+    def put(self, first: int, count: int, size: int) -> None:
+        for number in range(first, first + count):
+            self.storage[f"{number:05}"] = "x" * size
+
+    def drop(self, count: int) -> None:
+        for number in range(count):
+            del self.storage[f"{number:05}"]
+
+    def drop_and_read(self, count: int) -> int:
+        self.drop(count)
+        return sum(len(value) for value in self.storage.values())
+
+    def drop_all_that_is_listed(self, count: int) -> None:
+        for key in list(self.storage)[:count]:
+            del self.storage[key]
+
+    def keys(self) -> list[str]:
+        return list(self.storage)
+
+
+@pytest.mark.parametrize(
+    ("method", "keys", "size", "dropped"),
+    [
+        ("drop", 3_000, 10, 2_500),
+        ("drop", 4, 5_000_000, 2),
+        ("drop_and_read", 3_000, 10, 1),
+        ("drop_all_that_is_listed", 3_000, 10, 2_900),
+    ],
+)
+@pytest.mark.parametrize("folded", [True, False])
+def test_guarantee_3_keys_of_a_large_object_are_deleted_however_many(
+    method: str, keys: int, size: int, dropped: int, folded: bool
+) -> None:
+    """Also those that the object has read and does not remember any more."""
+
+    async def main() -> None:
+        async with LocalHost([Archive]) as host:
+            archive = host.get(Archive, "a")
+            page = max(1, min(keys, 4_000_000 // size))
+            for first in range(0, keys, page):
+                await archive.put.remote(first, min(page, keys - first), size)
+            await host.kill()
+            if folded:
+                await host.fold()
+            await getattr(archive, method).remote(dropped)
+            left = [f"{number:05}" for number in range(dropped, keys)]
+            assert await archive.keys.remote() == left
+            await host.kill()
+            assert await archive.keys.remote() == left
+
+    run(main)

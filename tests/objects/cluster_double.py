@@ -158,9 +158,7 @@ class LocalCluster:
         for channel in router._channels.values():
             channel.close()
 
-    async def _locate(
-        self, host: str, configuration: Configuration, info: ClassInfo | None, *, again: bool
-    ) -> Handle:
+    async def _locate(self, host: str, info: ClassInfo | None, *, again: bool) -> Handle:
         return Handle(next(each for each in self.hosts if each.name == host))
 
     def get(self, object_class: type[DurableObject], shard: int = 0) -> Stub:

@@ -11,8 +11,9 @@ from cluster_double import LocalCluster, until
 
 import rayobjects as ro
 from rayobjects.messages import OK, PICKLE, Call, Reply
+from rayobjects.objects import courier, host_core
 from rayobjects.randomness import seeded
-from rayobjects.runtime import acknowledging, follow, placement
+from rayobjects.runtime import acknowledging, placement
 from rayobjects.runtime.stubs import Stub
 from rayobjects.storage import values
 from rayobjects.testing import LocalHost
@@ -40,6 +41,11 @@ class Boss(ro.DurableObject):
         if wait:
             await GATE.event.wait()
         return self.asked
+
+    @ro.concurrent
+    async def ask_beside(self, name: str) -> int:
+        done: int = await ro.namespace("Worker").get(name).work.remote()
+        return done
 
     def say(self, name: str, method: str = "work") -> None:
         getattr(ro.namespace("Worker").get(name), method).tell()
@@ -251,7 +257,7 @@ def test_no_actor_is_started_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None
             receiver = cluster.hosts[1]
             assert receiver.held == 1
             ended = cluster.router._channel(str(worker.id), cluster.catalog.classes["Worker"])
-            ended.forget.add(call)
+            ended.forget.add((call.id, call.class_name, call.name))
             await until(lambda: not receiver.held)
             assert ended._connecting is None
 
@@ -277,10 +283,11 @@ def test_what_a_hook_has_called_before_it_raised_is_acknowledged(
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("how", ["ask", "say"])
+@pytest.mark.parametrize("how", ["ask", "ask_beside", "say"])
 def test_what_a_dead_process_had_sent_comes_late(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """When its successor has sent it again, has its reply, and needs it no more."""
-    monkeypatch.setattr(follow, "LATE_BATCH_S", 1.0)
+    for module in (courier, host_core):
+        monkeypatch.setattr(module, "LATE_BATCH_S", 1.0)
 
     async def main() -> None:
         async with LocalCluster(monkeypatch, [Boss, Worker]) as cluster:
@@ -303,6 +310,7 @@ def test_what_a_dead_process_had_sent_comes_late(monkeypatch: pytest.MonkeyPatch
             await asked
             await until(lambda: receiver.held == 1 and not sender.shard.promises())
             await boss.ask.remote(another.id.name)  # what there is to acknowledge goes with it
+            assert receiver.held == 2
             for body in late:
                 await receiver.in_its_context(deliver(body))
             assert await worker.work.remote() == 2

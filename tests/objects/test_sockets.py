@@ -318,6 +318,18 @@ def test_attachments_are_noticed_like_attributes() -> None:
         live.call(lambda r: setattr(r.sockets.get("a"), "attachment", "x" * ATTACHMENT_BYTES_MAX))
 
 
+def test_guarantee_3_what_is_done_to_an_attachment_between_two_calls_is_no_calls() -> None:
+    """By a task that outlives the call which began it."""
+    live = room(("a", "g1"))
+    live.call(lambda r: setattr(r.sockets.get("a"), "attachment", {"n": 0}))
+    outlives: list[Any] = []
+    live.call(lambda r: outlives.append(r.sockets.get("a")))
+    outlives[0].attachment["n"] = 99
+    live.call(lambda r: None)
+    assert not live.changes
+    assert live.reloaded().instance.sockets.get("a").attachment == {"n": 0}
+
+
 @pytest.mark.parametrize("data", [{"a": 1}, ["a"], 3, None])
 def test_only_text_and_bytes_are_sent(data: Any) -> None:
     live = room(("a", "g1"))

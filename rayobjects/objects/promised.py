@@ -152,10 +152,6 @@ class Promised:
         self._changed[promise.kind, promise.key] = promise
         self.touched = True
 
-    def committed(self) -> list[Promise]:
-        """The schedules without what the running call has said."""
-        return list(self._schedules.values())
-
     def schedule(self, key: str) -> Promise | None:
         """A schedule as the running call sees it."""
         changed = self._changed.get((SCHEDULE, key))

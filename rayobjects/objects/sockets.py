@@ -184,12 +184,6 @@ class Sockets:
         plain = auto_response.plain
         return {plain(request): plain(response) for request, response in pairs.items()}
 
-    def committed(self) -> list[SocketChange]:
-        """The open sockets without what the running call has done."""
-        before = [self._changed.get(id, change) for id, change in self._open.items()]
-        closed = [each for id, each in self._changed.items() if id not in self._open]
-        return [each for each in (*before, *closed) if each is not None]
-
     def __repr__(self) -> str:
         return f"<{len(self._open)} sockets>"
 

@@ -17,11 +17,14 @@ from rayobjects.testing.stubs import send
 Main = Callable[[], Coroutine[Any, Any, None]]
 TASKS: list[asyncio.Task[Any]] = []
 LEAKED: list[Any] = []
+ASKED: list[asyncio.Queue[Any]] = []
+"""What `Room.watch` is asked, what it has seen, and what `Room.change` waits for."""
 
 
 def run(main: Main) -> None:
     TASKS.clear()
     LEAKED.clear()
+    ASKED[:] = [asyncio.Queue(), asyncio.Queue(), asyncio.Queue()]
 
     async def timed() -> None:
         await asyncio.wait_for(main(), 60)
@@ -96,6 +99,59 @@ class Thing(ro.DurableObject):
 
     def tell(self, other: str) -> None:
         ro.namespace("Thing").get(other).two_blocks.tell()
+
+
+class Room(ro.DurableObject):
+    def on_connect(self, ws: ro.WebSocket) -> None:
+        name = ws.query["name"]
+        ws.tags, ws.attachment = [name], {"name": name}
+        self.schedule(self.on_due, after=100, key=name)
+
+    def on_due(self) -> None:
+        pass
+
+    async def change(self) -> None:
+        """Changes everything, and raises if the test says so."""
+        first, second, *_ = self.sockets
+        first.close()
+        second.tag("more")
+        second.attachment["seen"] = True
+        self.unschedule("ann")
+        self.schedule(self.on_due, after=5, key="bob")
+        self.schedule(self.on_due, after=5, key="new")
+        ASKED[1].put_nowait("changed")
+        if await ASKED[2].get():
+            raise ValueError("no")
+
+    @ro.concurrent
+    async def watch(self) -> None:
+        sockets = self.sockets
+        while (asked := await ASKED[0].get()) is not None:
+            if asked == "block":
+                async with self.turn():
+                    self.sockets(tag="cid")[0].attachment = "mine"
+                    self.schedule(self.on_due, after=7, key="mine")
+            assert sockets is self.sockets
+            assert all(self.sockets.get(ws.id) is ws for ws in sockets)
+            ASKED[1].put_nowait(self._seen())
+
+    @ro.concurrent
+    async def watch_on_a_thread(self) -> None:
+        def watch() -> None:
+            while ASKED[0].empty():
+                self._seen()
+            LEAKED.append(self._seen())
+
+        await asyncio.to_thread(watch)
+
+    def _seen(self) -> Any:
+        names = ["ann", "bob", "cid", "more"]
+        return (
+            [(ws.tags, ws.attachment) for ws in self.sockets],
+            len(self.sockets),
+            {name: len(self.sockets(tag=name)) for name in names},
+            sorted((each.key, each.due.timestamp() % 100) for each in self.scheduled()),
+        )
 
 
 @pytest.mark.parametrize("method", ["add", "never", "beside"])
@@ -211,5 +267,85 @@ def test_a_deadline_of_a_repetition_ends_only_the_repetition() -> None:
             first.cancel()
             with pytest.raises(ro.Cancelled):
                 await first
+
+    run(main)
+
+
+def test_a_concurrent_method_sees_sockets_and_schedules_as_they_are_committed() -> None:
+    """Not as they were when it began, nor what the call that has the turn has done to them."""
+
+    async def main() -> None:
+        async with LocalHost([Room]) as host:
+            room = host.get(Room, "r")
+            watching = room.watch.remote()
+
+            async def seen(asked: str = "look") -> tuple[list[Any], int, dict[str, int], list[Any]]:
+                ASKED[0].put_nowait(asked)
+                return await ASKED[1].get()  # type: ignore[no-any-return]
+
+            def stand(**changed: Any) -> tuple[list[Any], int, dict[str, int], list[Any]]:
+                """(tags, attachment) of the sockets, in their order, and the schedules."""
+                shown = {n: ((n,), {"name": n}) for n in ("ann", "bob", "cid")} | changed
+                there = [each for each in shown.values() if each]
+                tags = [tag for tags, _ in there for tag in tags]
+                names = ("ann", "bob", "cid", "more")
+                return there, len(there), {name: tags.count(name) for name in names}, []
+
+            async def found(asked: str = "look") -> Any:
+                return (*(await seen(asked))[:3], [])
+
+            async def keys() -> list[str]:
+                return [key for key, _ in (await seen())[3]]
+
+            assert await found() == stand(ann=None, bob=None, cid=None)
+            await host.connect(room, query={"name": "ann"})
+            assert await found() == stand(bob=None, cid=None)
+            await host.connect(room, query={"name": "bob"}, gateway="other")
+            await host.connect(room, query={"name": "cid"})
+            assert await found() == stand()
+            before = await seen()
+            assert await keys() == ["ann", "bob", "cid"]
+
+            for fails in (True, False):
+                changing = room.change.remote()
+                assert await ASKED[1].get() == "changed"
+                assert await seen() == before, "what it has done is not committed"
+                ASKED[2].put_nowait(fails)
+                if fails:
+                    with pytest.raises(ro.MethodError):
+                        await changing
+                    assert await seen() == before, "and never is, for it was rolled back"
+                else:
+                    await changing
+            bob = (("bob", "more"), {"name": "bob", "seen": True})
+            assert await found() == stand(ann=None, bob=bob)
+            assert (await keys(), await keys()) == (["bob", "cid", "new"],) * 2
+            assert (await seen())[3] != before[3]
+
+            own = (("cid",), "mine")
+            assert await found("block") == stand(ann=None, bob=bob, cid=own), "its own block's"
+            assert await keys() == ["bob", "cid", "mine", "new"]
+            ASKED[0].put_nowait(None)
+            await watching
+
+    run(main)
+
+
+def test_a_thread_sees_sockets_while_others_come_and_go() -> None:
+    async def main() -> None:
+        async with LocalHost([Room]) as host:
+            room = host.get(Room, "r")
+            watching = room.watch_on_a_thread.remote()
+            for _ in range(30):
+                await host.connect(room, query={"name": "ann"})
+                await host.connect(room, query={"name": "bob"})
+                changing = room.change.remote()
+                assert await ASKED[1].get() == "changed"
+                ASKED[2].put_nowait(False)
+                await changing
+            ASKED[0].put_nowait(None)
+            await watching
+            (seen,) = LEAKED
+            assert seen[1] == 30, "of each two, one was closed"
 
     run(main)

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -102,11 +103,15 @@ def test_a_bad_file(
     [
         ("nope.py", "the file nope.py does not exist"),
         ("./", "the file ./ is a directory"),
+        (".", "the file . is a directory"),
+        (".app", "the file .app does not exist"),
+        ("", "no file is named"),
         ("no.such.module", "there is no module 'no'"),
     ],
 )
 def test_nothing_there(target: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in fails(capsys, "serve", target)
+    assert message in fails(capsys, "deploy", target)
 
 
 def test_port_in_use(
@@ -259,6 +264,7 @@ def test_arguments() -> None:
         ["call", "Counter", "home", "increment", "by"],
         ["call", "Counter", "home", "increment", "=1"],
         ["call", "Counter", "home", "increment", "by=1", "by=2"],
+        ["call", "Counter", "home", "increment", "--context", "user=a", "--context", "user=b"],
         ["call", "Counter", "home"],
         ["list"],
         ["serve"],
@@ -271,6 +277,42 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
     code, out, error = run(capsys, *arguments)
     assert (code, out) == (2, "")
     assert "Traceback" not in error
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version") == (0, f"rayobjects {metadata.version('rayobjects')}\n", "")
+
+
+def test_names_that_a_class_cannot_get(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is called so already" in fails(capsys, "rename", "Counter", "Counter")
+    assert "'_Counter' cannot be the name" in fails(capsys, "rename", "Counter", "_Counter")
+
+
+@pytest.mark.parametrize(
+    ("command", "count", "title"),
+    [
+        ("schedules", 1, "1 tell"),
+        ("schedules", 2, "2 schedules and tells"),
+        ("intents", 1, "1 intent"),
+        ("intents", 2, "2 intents"),
+    ],
+)
+def test_one_is_no_plural(
+    command: str,
+    count: int,
+    title: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kind = "intent" if command == "intents" else "tell"
+    promise = {"class": "Counter", "name": "home", "kind": kind, "method": "count"}
+    promise |= {"key": "k", "due": 1.0, "failed": ""}
+    monkeypatch.setattr("rayobjects.cli.app.connect", lambda address: "")
+    monkeypatch.setattr("rayobjects.runtime.admin.list_promises", lambda *_: [promise] * count)
+    code, out, _ = run(capsys, command)
+    assert (code, out.splitlines()[0].rstrip()) == (0, title)
+    assert output.counted(1, "object") == "1 object"
+    assert output.counted(2_000, "object") == "2,000 objects"
 
 
 def test_help_says_the_defaults(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from importlib import metadata
 from typing import Annotated, Any, NoReturn
 
 import msgspec
@@ -14,6 +15,7 @@ import typer
 from rayobjects.cli import classes, deploying, promises
 from rayobjects.cli.output import (
     INTERRUPTED,
+    counted,
     fail,
     note,
     print_json,
@@ -49,9 +51,19 @@ Class = Annotated[str, typer.Argument(metavar="CLASS", help="The class's name.")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The object's name.")]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"rayobjects {metadata.version('rayobjects')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=_version),
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
 ) -> None:
     """Durable objects for Python, on Ray."""
@@ -100,7 +112,7 @@ def status(address: Address = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"address": ray_address, "url": url, **msgspec.to_builtins(found)})
         return
-    results.print(f"[dim]storage[/]  {found.storage}  [dim]({found.shards} shards)[/]")
+    results.print(f"[dim]storage[/]  {found.storage}  [dim]({counted(found.shards, 'shard')})[/]")
     if url:
         results.print(f"[dim]gateway[/]  {url}")
     results.print(f"[dim]    ray[/]  {ray_address}\n")
@@ -282,6 +294,8 @@ def _parse_context(entries: list[str]) -> dict[str, str]:
         key, separator, text = entry.partition("=")
         if not separator or not key:
             raise typer.BadParameter(f"{entry!r} is not KEY=TEXT", param_hint="--context")
+        if key in values:
+            raise typer.BadParameter(f"{key!r} is given twice", param_hint="--context")
         values[key] = text
     return values
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rayobjects.cli.output import note, progress
+from rayobjects.cli.output import counted, note, progress
 from rayobjects.errors import InvalidCall
 
 Name = Annotated[str, typer.Argument(metavar="CLASS", help="The class's name.")]
@@ -26,6 +26,12 @@ def rename(
 
     Then rename it in its file too, before you serve that again.
     """
+    if new_name == class_name:
+        raise InvalidCall(f"{class_name} is called so already: give it another name")
+    if new_name.startswith("_"):
+        raise InvalidCall(
+            f"{new_name!r} cannot be the name of a class: `serve` leaves out those with _ in front"
+        )
     from rayobjects.cli.app import connect
     from rayobjects.runtime import class_changes
 
@@ -48,10 +54,10 @@ def delete_class(
         some = admin.list_objects(class_name, limit=1_000)  # says whether there is such a class
         if not sys.stdin.isatty():
             raise InvalidCall(f"nobody can be asked whether to delete {class_name}: add --yes")
-        many = f"{len(some):,}{' or more' if len(some) == 1_000 else ''}"
-        if not typer.confirm(f"Delete {class_name} and its {many} objects?", err=True):
+        many = "1,000 or more objects" if len(some) == 1_000 else counted(len(some), "object")
+        if not typer.confirm(f"Delete {class_name} and its {many}?", err=True):
             note("Nothing was deleted.")
             return
     with progress(f"Deleting {class_name}"):
         count = class_changes.delete_class(class_name)
-    note(f"Deleted {class_name} and its {count:,} objects.")
+    note(f"Deleted {class_name} and its {counted(count, 'object')}.")

@@ -101,7 +101,9 @@ def _check_names(target: str, module: ModuleType, classes: list[type[DurableObje
 
 
 def _import(target: str) -> ModuleType:
-    if target.endswith(".py") or "/" in target:
+    if not target:
+        raise InvalidCall("no file is named: give one (./app.py), or a module")
+    if target.endswith(".py") or "/" in target or target.startswith("."):
         path = Path(target).absolute()
         if not path.is_file():
             what = "is a directory" if path.is_dir() else "does not exist"

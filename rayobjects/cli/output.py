@@ -68,6 +68,11 @@ def print_table(
     (console or (results if results.is_terminal else _wide)).print(table)
 
 
+def counted(number: int, one: str) -> str:
+    """How many of something: "1 object", "2,000 objects"."""
+    return f"{number:,} {one}{'' if number == 1 else 's'}"
+
+
 def note(text: str) -> None:
     """Tells a person something that is not the result."""
     notes.print(escape(visible(text)))

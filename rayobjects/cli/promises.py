@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rayobjects.cli.output import note, print_json, print_table
+from rayobjects.cli.output import counted, note, print_json, print_table
 
 Class = Annotated[str | None, typer.Argument(metavar="[CLASS]", help="Only this class's.")]
 Failed = Annotated[bool, typer.Option("--failed", help="Only those that were given up.")]
@@ -85,12 +85,13 @@ def _list(
         print_json(found)
         return
     what = " and ".join(f"{kind}s" for kind in kinds)
+    many = counted(1, found[0]["kind"]) if len(found) == 1 else f"{len(found):,} {what}"
     if not found:
         note(f"There are no {'failed ' if failed else ''}{what}.")
         return
     now = datetime.now(UTC)
     print_table(
-        f"{len(found):,} {what}{', and perhaps more' if len(found) == limit else ''}",
+        f"{many}{', and perhaps more' if len(found) == limit else ''}",
         ["object", "kind", "calls", "key", "when", "", "attempts", "failed"],
         [
             [

@@ -37,7 +37,7 @@ def state_json(fields: Mapping[str, Field], committed: Committed, limit: int) ->
         if field.key not in committed.entries:
             attributes[name] = _plain(field.make()[0])
     for key, entry in committed.entries.items():
-        if key[0] != ITEM:
+        if key[0] != ITEM and key[1:].isidentifier():  # else it is no attribute of the class's own
             attributes[key[1:]] = _decoded(entry)
     result: dict[str, Any] = {"attributes": attributes, "storage": storage}
     for key in committed.walk(ITEM, None, None, False, limit + 1):

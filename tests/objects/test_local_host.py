@@ -24,6 +24,26 @@ class Room(ro.DurableObject):
         raise Refused(data)
 
 
+class Quiet(ro.DurableObject):
+    seen: int = ro.durable(0)
+
+    def on_connect(self, ws: ro.WebSocket) -> None:
+        self.seen += 1
+        self.sockets.auto_response("ping", "pong")
+
+
+def test_a_state_has_only_what_the_class_has_written() -> None:
+    async def main() -> None:
+        async with LocalHost([Quiet]) as host:
+            quiet = host.get(Quiet, "a")
+            socket = await host.connect(quiet)
+            await socket.send("ping")
+            assert socket.received == ["pong"]
+            assert await host.state(quiet) == {"attributes": {"seen": 1}, "storage": {}}
+
+    asyncio.run(main())
+
+
 def test_a_host_that_was_not_opened_says_how() -> None:
     host = LocalHost([Room])
     with pytest.raises(ro.InvalidCall, match="open the host first: `async with LocalHost"):

@@ -136,7 +136,7 @@ def start_gateway(
 
 
 def stop_gateway() -> None:
-    """Stops Serve on this cluster, and the gateway with it. Open sockets are closed with 1012."""
+    """Stops Serve on this cluster, and the gateway with it. Clients of open sockets see 1006."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.shutdown()
 

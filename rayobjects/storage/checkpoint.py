@@ -205,12 +205,18 @@ class Checkpoint:
             (folded,) = query("SELECT value FROM meta WHERE key = 'folded'").fetchone()
             owners = query("SELECT class, name, epoch FROM owners").fetchall()
             sockets = query("SELECT class, name, body FROM sockets").fetchall()
-            # One by one: all of them may be more than the memory should hold.
+            # One by one: all of them may be more than the memory should hold. A concurrent call has
+            # two rows if a fold came between its first block and its end. Their times need not tell
+            # which is the younger one, for they are coarse and may go back: sequences do.
             finished = FinishedCalls()
             replies = query("SELECT body FROM replies ORDER BY finished_at")
             while rows := replies.fetchmany(100):
                 for (body,) in rows:
-                    finished.add(_decode_finished(body))
+                    each = _decode_finished(body)
+                    known = finished.get((each.class_name, each.name), each.call_id)
+                    if known is None or known.sequence < each.sequence:
+                        finished.add(each)
+            finished.take_forgotten(0)  # a fold would delete the younger row together with it
             sends = query(
                 "SELECT class, name, sequence, body FROM sends ORDER BY sequence"
             ).fetchall()

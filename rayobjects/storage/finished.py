@@ -74,12 +74,16 @@ class FinishedCalls:
         """Keeps a call, and drops the oldest replies if there are too many bytes of them."""
         call_id = finished.call_id
         if finished.held:  # its id follows from its caller's: no other object has the same
-            before = self._held.pop(call_id, None)
-            self.held_bytes += len(finished.reply) - (len(before.reply) if before else 0)
+            if call_id in self._held:
+                self.forget_held(call_id)  # else its row in the checkpoint would outlive this one
+            self.held_bytes += len(finished.reply)
             self._held[call_id] = finished
             return
         other = self._by_id.get(call_id)
         if other is None:
+            if self._shared:  # the other object that had the id has forgotten it meanwhile
+                before = self._shared.pop(_key_of(finished), None)
+                self._bytes -= len(before.reply) if before is not None else 0
             self._by_id[call_id] = finished
         elif other.name == finished.name and other.class_name == finished.class_name:
             self._bytes -= len(other.reply)

@@ -12,7 +12,7 @@ from rayobjects.limits import FINISHED_WINDOW_S
 from rayobjects.messages import ERROR
 from rayobjects.storage import finished as finished_module
 from rayobjects.storage.finished import FinishedCalls
-from rayobjects.storage.records import Finished, Record
+from rayobjects.storage.records import REPLY, Finished, Promise, Record
 from rayobjects.testing.files import FaultyFiles
 
 KEY = ("Room", "lobby")
@@ -147,6 +147,77 @@ def test_dropped_replies_come_back_dropped(
         driver.shard.abandon()
         driver = Driver(FaultyFiles(str(tmp_path)))
     driver.shard.close()
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("later_s", [-2.0, 0.0, 1.0])
+@pytest.mark.parametrize("folds", [(), (0,), (1,), (0, 1)])
+def test_of_two_records_of_one_call_the_younger_one_counts(
+    tmp_path: Path, folds: tuple[int, ...], later_s: float, held: bool
+) -> None:
+    """Guarantee 5: that it was cut off, and its end; whatever the clock said, wherever a fold was,
+    however often the shard is opened."""
+    driver = Driver(FaultyFiles(str(tmp_path)))
+
+    def commit(call_id: str, status: int, reply: bytes, at: float) -> None:
+        record = Record(*ROOM, call_id, status, reply, driver.clock.now() + at, held=held)
+        driver.shard.commit(record, driver.done)
+
+    calls = [f"c{number}" for number in range(40)]  # a sort may keep the order of few
+    for number, (status, reply, at) in enumerate([(ERROR, b"cut", 0.0), (0, b"end", later_s)]):
+        for call_id in calls:
+            commit(call_id, status, reply, at)
+        driver.loop.turn()
+        if number in folds:
+            driver.fold()
+    for end in ("abandon", "abandon", "close", "abandon", "close"):
+        assert {driver.shard.finished(ROOM, each).reply for each in calls} == {b"end"}  # type: ignore[union-attr]
+        assert driver.shard.finished_count == len(calls)
+        driver.put(more=1)
+        getattr(driver.shard, end)()
+        driver = Driver(FaultyFiles(str(tmp_path)))
+
+    if held:  # what is forgotten is so for good
+        for call_id in calls:
+            record = Record(*ROOM, promises=[Promise(REPLY, call_id, open=False)])
+            driver.shard.commit(record, driver.done)
+        driver.loop.turn()
+        driver.shard.close()
+        driver = Driver(FaultyFiles(str(tmp_path)))
+        assert driver.shard.finished_count == 0
+    driver.shard.close()
+
+
+def test_a_held_call_that_ends_and_is_forgotten_leaves_nothing(tmp_path: Path) -> None:
+    """Also if a fold had only that it was cut off."""
+    driver = Driver(FaultyFiles(str(tmp_path)))
+    for status, reply in ((ERROR, b"cut"), (0, b"end")):
+        now = driver.clock.now()
+        driver.shard.commit(Record(*ROOM, "c", status, reply, now, held=True), driver.done)
+        driver.loop.turn()
+        if status == ERROR:
+            driver.fold()
+    record = Record(*ROOM, promises=[Promise(REPLY, "c", open=False)])
+    driver.shard.commit(record, driver.done)
+    driver.loop.turn()
+    for _ in range(2):
+        assert driver.shard.finished_count == 0
+        driver.fold()
+        driver.shard.abandon()
+        driver = Driver(FaultyFiles(str(tmp_path)))
+    driver.shard.close()
+
+
+def test_an_id_that_was_shared_is_had_once() -> None:
+    calls = FinishedCalls()
+    calls.add(call(1, id="key:k"))
+    calls.add(call(2, key=OTHER, id="key:k"))
+    assert calls.forget("key:k", KEY)
+    calls.add(call(3, 50, key=OTHER, id="key:k"))
+    assert calls.of(OTHER) == [call(3, 50, key=OTHER, id="key:k")]
+    assert (calls.reply_bytes, len(calls)) == (50, 1)
+    assert calls.forget("key:k", OTHER)
+    assert calls.get(OTHER, "key:k") is None
 
 
 def test_the_message_fits_the_limits() -> None:

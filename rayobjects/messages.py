@@ -282,7 +282,16 @@ def encode_json(value: Any) -> bytes:
     return _json_encoder.encode(value)
 
 
+NOT_AWAITED = "a Response is a result to come: `await` it first, and use what it brings"
+"""Where one is returned, stored or passed on, for want of an `await`."""
+
+STUB_NO_JSON = "a stub is for Python code only: return its `.id.name`"
+
+
 def _json_hook(value: Any) -> Any:
+    why = getattr(type(value), "rayobjects_no_json", None)  # of stubs, and of responses to come
+    if why is not None:
+        raise TypeError(why)
     dump = getattr(value, "model_dump", None)  # a pydantic model
     if dump is not None:
         return dump(mode="json")

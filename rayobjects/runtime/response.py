@@ -7,10 +7,10 @@ import json
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from rayobjects.errors import DeadlineExceeded, InvalidCall, RayObjectsError, from_wire, misuse
-from rayobjects.messages import END, OK, PICKLE, Call, Reply
+from rayobjects.messages import END, NOT_AWAITED, OK, PICKLE, Call, Reply
 from rayobjects.objects.reading import Opened, Reading, StreamReader, Unread, not_awaited
 from rayobjects.storage import values
 
@@ -45,6 +45,8 @@ class Response(Generic[T]):
         "_timer",
         "_waiters",
     )
+
+    rayobjects_no_json = NOT_AWAITED
 
     def __init__(
         self,
@@ -195,6 +197,9 @@ class Response(Generic[T]):
         if isinstance(outcome, Unread):
             raise not_awaited(self._target, outcome)
         raise outcome
+
+    def __reduce__(self) -> NoReturn:
+        raise misuse(NOT_AWAITED)
 
     def __repr__(self) -> str:
         return f"<Response of {self._target}, {'done' if self.done() else 'under way'}>"

@@ -176,7 +176,7 @@ def dump(value: Any, pickler: Callable[..., Any] = _Pickler) -> bytes:
         return buffer.getvalue()
     except Exception as error:
         if isinstance(error, InvalidCall) and error.status >= 500:
-            raise  # it says what to do
+            raise error.with_traceback(None) from None  # it says what to do; the way is no matter
         raise misuse(
             f"a {type(value).__name__} cannot be pickled ({error}): pass plain data, and keep "
             "locks, connections and files in plain attributes that on_start makes"

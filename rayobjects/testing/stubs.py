@@ -7,12 +7,23 @@ import asyncio
 import json
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from rayobjects.errors import InvalidCall, RayObjectsError, from_wire, misuse
 from rayobjects.ids import ObjectId, check_object_name
 from rayobjects.limits import CALL_BYTES_MAX
-from rayobjects.messages import END, ITEMS, OK, PICKLE, SYSTEM, WHOLE, Call, Reply
+from rayobjects.messages import (
+    END,
+    ITEMS,
+    NOT_AWAITED,
+    OK,
+    PICKLE,
+    STUB_NO_JSON,
+    SYSTEM,
+    WHOLE,
+    Call,
+    Reply,
+)
 from rayobjects.objects import carried, tracing
 from rayobjects.objects.arguments import check_timeout, id_of_key, use_key
 from rayobjects.objects.context import CallContext, current_call, local_router
@@ -42,6 +53,8 @@ class CallRouter(Protocol):
 class LocalResponse:
     """A call's result to come: await it, as often as you like. If the method is a generator, read
     it once: `async for item in response`."""
+
+    rayobjects_no_json = NOT_AWAITED
 
     def __init__(
         self,
@@ -143,6 +156,9 @@ class LocalResponse:
             raise not_awaited(self._target, outcome)
         raise outcome
 
+    def __reduce__(self) -> NoReturn:
+        raise misuse(NOT_AWAITED)
+
     def __repr__(self) -> str:
         return f"<LocalResponse of {self._target}, {'done' if self.done() else 'under way'}>"
 
@@ -151,6 +167,8 @@ class LocalStub:
     """One object of a `LocalHost`: `await stub.method.remote(…)` calls it."""
 
     __slots__ = ("_call_id", "_class_name", "_name", "_router", "_timeout_s")
+
+    rayobjects_no_json = STUB_NO_JSON
 
     def __init__(
         self,

@@ -12,7 +12,11 @@ import pytest
 import ray
 
 import rayobjects as ro
-from rayobjects.testing import LocalHost
+from rayobjects.messages import PICKLE, encode_json
+from rayobjects.runtime.response import Response
+from rayobjects.runtime.stubs import Stub
+from rayobjects.storage.values import dump
+from rayobjects.testing import LocalHost, LocalResponse, LocalStub
 
 REFERENCE = ray.ObjectRef.from_random()
 
@@ -34,6 +38,19 @@ class Mistaken(ro.DurableObject):
 
     def keeps_a_reference(self) -> None:
         self.kept.append({"ref": REFERENCE})
+
+    async def keeps_a_response(self) -> None:
+        self.kept.append(ro.namespace("Mistaken").get("other").fine.remote())
+
+    async def returns_a_response(self) -> Any:
+        return ro.namespace("Mistaken").get("other").fine.remote()
+
+    async def passes_a_response(self) -> None:
+        other = ro.namespace("Mistaken").get("other")
+        await other.take.remote([other.fine.remote()])
+
+    def returns_a_stub(self) -> Any:
+        return {"at": ro.namespace("Mistaken").get("other")}
 
     def returns_a_lock(self) -> Any:
         return threading.Lock()
@@ -93,6 +110,7 @@ def call(method: str) -> ro.RayObjectsError:
         ("plans_what_it_calls", "pass one of its own"),
         ("passes_a_lock", "cannot be pickled"),
         ("passes_a_reference", "pass the value, which `await ref` or ray.get(ref) brings"),
+        ("passes_a_response", "a Response is a result to come: `await` it first"),
         ("passes_a_coroutine", "a coroutine has no value yet: `await` it first"),
     ],
 )
@@ -112,7 +130,9 @@ def test_in_the_method(method: str, says: str, caplog: pytest.LogCaptureFixture)
     [
         ("keeps_a_lock", "lock"),
         ("keeps_a_reference", "'kept' of Mistaken/one cannot be stored: a Ray ObjectRef cannot"),
+        ("keeps_a_response", "'kept' of Mistaken/one cannot be stored: a Response is a result"),
         ("returns_a_lock", "lock"),
+        ("returns_a_response", "a Response is a result to come: `await` it first"),
     ],
 )
 def test_in_what_it_leaves_behind(method: str, says: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -121,6 +141,41 @@ def test_in_what_it_leaves_behind(method: str, says: str, caplog: pytest.LogCapt
     assert error.status == 500
     assert says in error.message
     assert error.message in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ("returns_a_response", "no JSON form (a Response is a result to come: `await` it first"),
+        ("returns_a_stub", "no JSON form (a stub is for Python code only: return its `.id.name`)"),
+    ],
+)
+def test_what_has_no_json(method: str, says: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with LocalHost([Mistaken]) as host:
+            with pytest.raises(ro.InvalidCall) as raised:
+                await host.post(host.get(Mistaken, "one"), method)
+            assert raised.value.status == 500
+            assert says in raised.value.message
+            assert raised.value.message in caplog.text
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("of", ["runtime", "testing"])
+def test_stubs_and_responses_say_so_themselves(of: str) -> None:
+    stub: Any = Stub("Room", "a") if of == "runtime" else LocalStub("Room", "a")
+    router: Any = None
+    response: Any = (
+        Response(router, ("Room", "a", "m"), PICKLE)
+        if of == "runtime"
+        else LocalResponse(router, "Room/a.m", PICKLE)
+    )
+    for value, says in ((stub, "its `.id.name`"), (response, "`await` it first")):
+        with pytest.raises(TypeError, match=says):
+            encode_json([value])
+    with pytest.raises(ro.InvalidCall, match=r"^a Response is a result to come"):
+        dump((response,))
 
 
 @pytest.mark.parametrize("method", ["refuses", "asks_what_is_refused"])

@@ -96,13 +96,19 @@ class InvalidCall(RayObjectsError):
     method's own fault, and its caller gets a MethodError.
 
     `details["errors"]`, where the arguments are wrong: a list of `{"field", "message"}`.
+
+    Raises:
+        InvalidCall: the status is that of no error.
     """
 
     def __init__(
         self, message: str, *, status: int = 422, details: dict[str, Any] | None = None
     ) -> None:
         super().__init__(message, details=details)
-        self.status = status
+        if not isinstance(status, int) or not 400 <= status <= 599:
+            # Its caller would take the refusal for a result.
+            raise misuse(f"the status of an InvalidCall is 400 to 599, not {status!r}: {message}")
+        self.status = int(status)
 
 
 def misuse(message: str) -> InvalidCall:

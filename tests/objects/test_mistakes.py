@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from http import HTTPStatus
 from typing import Any
 
 import pytest
@@ -74,6 +75,9 @@ class Mistaken(ro.DurableObject):
         finally:
             coroutine.close()
 
+    def refuses_with_200(self) -> None:
+        raise ro.InvalidCall("no", status=200)
+
     def refuses(self) -> None:
         raise ro.InvalidCall("not today")
 
@@ -108,6 +112,7 @@ def call(method: str) -> ro.RayObjectsError:
         ("waits_in_the_loop", "`await` the response"),
         ("lists_in_the_loop", "list_async"),
         ("plans_what_it_calls", "pass one of its own"),
+        ("refuses_with_200", "the status of an InvalidCall is 400 to 599, not 200: no"),
         ("passes_a_lock", "cannot be pickled"),
         ("passes_a_reference", "pass the value, which `await ref` or ray.get(ref) brings"),
         ("passes_a_response", "a Response is a result to come: `await` it first"),
@@ -184,6 +189,14 @@ def test_what_is_refused(method: str, caplog: pytest.LogCaptureFixture) -> None:
     assert isinstance(error, ro.InvalidCall)
     assert (error.status, error.message) == (422, "not today")
     assert not caplog.records
+
+
+@pytest.mark.parametrize("status", [0, 200, 302, 399, 600, "409", None, True])
+def test_an_error_has_the_status_of_one(status: Any) -> None:
+    with pytest.raises(ro.InvalidCall, match="400 to 599, not") as raised:
+        ro.InvalidCall("no", status=status)
+    assert raised.value.status == 500
+    assert ro.InvalidCall("no", status=HTTPStatus.CONFLICT).status == 409
 
 
 def test_a_message_that_nobody_understands_is_reported_at_once(

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from rayobjects import messages
-from rayobjects.errors import InvalidCall, MethodError, RayObjectsError, to_wire
+from rayobjects.errors import InvalidCall, MethodError, RayObjectsError, misuse, to_wire
 from rayobjects.limits import CALL_BYTES_MAX
 from rayobjects.messages import ERROR, OK, PICKLE, SCHEDULED, SOCKET, Call
 from rayobjects.objects import scheduling
@@ -145,7 +145,7 @@ def _encoded(
 ) -> tuple[int, bytes]:
     status, body = encode_result(call, invocation, result)
     if len(body) > CALL_BYTES_MAX:
-        raise InvalidCall(
+        raise misuse(
             f"{activation.shown}.{call.method} returned {len(body):,} bytes; a reply has at most "
             f"{CALL_BYTES_MAX:,}: return less, or page by page"
         )

@@ -50,8 +50,14 @@ def retries(
         longest_s: no pause is longer.
 
     Raises:
+        TypeError: there is no number, as in `@ro.retries` without parentheses.
         ValueError: a number is out of its range.
     """
+    if isinstance(max_attempts, bool) or not isinstance(max_attempts, int):
+        raise TypeError(
+            "retries takes how often, as in `@ro.retries(3)`, and 0 for never: not "
+            f"{max_attempts!r}"
+        )
     if max_attempts < 0 or first_s < 0 or factor < 1 or longest_s < first_s:
         raise ValueError(
             "retries needs max_attempts >= 0, first_s >= 0, factor >= 1 and longest_s >= first_s"

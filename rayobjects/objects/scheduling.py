@@ -94,15 +94,15 @@ def plan(
             "its own, such as self.remind"
         )
     if missed not in (EACH, LAST):
-        raise InvalidCall(f"missed is {EACH!r} or {LAST!r}, not {missed!r}")
+        raise misuse(f"missed is {EACH!r} or {LAST!r}, not {missed!r}")
     if key is None:
         key = context.new_name() or context.activation.host.new_promise_key()
     elif not _is_key(key):
-        raise InvalidCall(f"a schedule's key is a text of 1 to {KEY_BYTES_MAX:,} bytes of UTF-8")
+        raise misuse(f"a schedule's key is a text of 1 to {KEY_BYTES_MAX:,} bytes of UTF-8")
     due = due_at(context.now, at, after, every, zone)
     pickled = values.dump_arguments(tuple(args), dict(keywords))
     if len(pickled) > VALUE_BYTES_MAX:
-        raise InvalidCall(
+        raise misuse(
             f"the arguments of a schedule have at most {VALUE_BYTES_MAX:,} bytes, these have "
             f"{len(pickled):,}: keep them in the object's storage"
         )

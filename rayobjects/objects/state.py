@@ -172,7 +172,7 @@ class State:
         promises = self.promised.changes()
         size += sent_bytes + sum(len(each.body) for each in promises)
         if size > CHANGES_BYTES_MAX:
-            raise InvalidCall(
+            raise misuse(
                 f"one call may write and send {CHANGES_BYTES_MAX:,} bytes, this one has {size:,}: "
                 "spread it over several calls"
             )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from rayobjects.errors import InvalidCall
+from rayobjects.errors import InvalidCall, misuse
 from rayobjects.limits import KEY_BYTES_MAX
 from rayobjects.storage.records import ITEM
 
@@ -85,7 +85,7 @@ class StorageMap(MutableMapping[str, Any]):
             InvalidCall: an argument is of the wrong type.
         """
         if limit is not None and (type(limit) is not int or limit < 0):
-            raise InvalidCall(f"limit is a count of keys or None, not {limit!r}")
+            raise misuse(f"limit is a count of keys or None, not {limit!r}")
         found: dict[str, Any] = {}
         if limit == 0:
             return found
@@ -130,7 +130,7 @@ def _key(key: object) -> str:
 
 def _text(key: object) -> str:
     if not isinstance(key, str):
-        raise InvalidCall(f"a storage key is a string, not {type(key).__name__}: use str(…)")
+        raise misuse(f"a storage key is a string, not {type(key).__name__}: use str(…)")
     if not key.isascii():
         try:
             key.encode()

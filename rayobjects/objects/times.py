@@ -1,4 +1,8 @@
-"""When a schedule is due: from what users write to seconds since the epoch."""
+"""When a schedule is due: from what users write to seconds since the epoch.
+
+What cannot be understood is a mistake of the method that schedules. One that takes it from its own
+caller catches the InvalidCall, and raises another to refuse the call.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from rayobjects.errors import InvalidCall
+from rayobjects.errors import misuse
 
 When = datetime | float
 Span = timedelta | float
@@ -27,19 +31,26 @@ def due_at(now: float, at: When | None, after: Span | None, every: str | None, z
     try:
         datetime.fromtimestamp(due, UTC)
     except (ValueError, OverflowError, OSError):
-        raise InvalidCall(
+        raise misuse(
             f"a schedule cannot be due at {due!r} seconds after 1970: the years go from 1 to 9999"
         ) from None
     return due
 
 
 def _due_at(now: float, at: When | None, after: Span | None, every: str | None, zone: str) -> float:
-    if sum(each is not None for each in (at, after, every)) != 1:
-        raise InvalidCall("a schedule needs one of at=, after= and every=")
+    times = {"at=": at, "after=": after, "every=": every}
+    given = [name for name, value in times.items() if value is not None]
+    if len(given) != 1:
+        raise misuse(
+            f"a schedule needs exactly one of at=, after= and every=, and {' and '.join(given)} "
+            "are given"
+            if given
+            else "a schedule needs one of at=, after= and every=, and none is given"
+        )
     if at is not None:
         if isinstance(at, datetime):
             if at.tzinfo is None:
-                raise InvalidCall(
+                raise misuse(
                     f"at={at!r} has no time zone: say datetime(…, tzinfo=UTC), or use self.now()"
                 )
             return at.timestamp()
@@ -61,7 +72,7 @@ def next_due(every: str, zone: str, after: float) -> float:
     try:
         start = datetime.fromtimestamp(after, ZoneInfo(zone))
     except (ValueError, OSError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise InvalidCall(
+        raise misuse(
             f"there is no time zone {zone!r}: use a name such as 'UTC' or 'Europe/Berlin'"
         ) from error
     try:
@@ -70,14 +81,14 @@ def next_due(every: str, zone: str, after: float) -> float:
             if due > after:  # where clocks are set back, a time comes twice
                 return due
     except (CronSimError, AttributeError, TypeError) as error:
-        raise InvalidCall(
+        raise misuse(
             f"every={every!r} is no cron expression ({error}): minute, hour, day of the month, "
             "month and day of the week, for example '*/5 * * * *'"
         ) from error
-    raise InvalidCall(f"every={every!r} names a day that never comes")
+    raise misuse(f"every={every!r} names a day that never comes")
 
 
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InvalidCall(f"{name}= is a number of seconds or a datetime type, not {value!r}")
+        raise misuse(f"{name}= is a number of seconds or a datetime type, not {value!r}")
     return float(value)

@@ -115,7 +115,8 @@ class Response(Generic[T]):
             if self._router.must_not_wait():
                 raise misuse(
                     f"{self._target}: .result() would wait for ever here, because it holds up the "
-                    "event loop that brings the answer: `await` the response instead"
+                    "event loop that brings the answer: `await` the response instead (make the "
+                    "method `async def`, or mark it `@ro.blocking` to wait on a thread)"
                 )
             event = threading.Event()
             self._waiters.append(event)

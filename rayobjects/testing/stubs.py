@@ -95,7 +95,8 @@ class LocalResponse:
         if self._outcome is None:
             raise misuse(
                 f"{self._target}: .result() would wait for ever here, because it holds up the "
-                "event loop that brings the answer: `await` the response instead"
+                "event loop that brings the answer: `await` the response instead (make the "
+                "method `async def`, or mark it `@ro.blocking` to wait on a thread)"
             )
 
     @property

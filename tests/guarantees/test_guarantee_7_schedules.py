@@ -269,8 +269,8 @@ def test_guarantee_7_what_cannot_be_a_schedule() -> None:
         async with LocalHost([Planner]) as host:
             p = host.get(Planner, "p")
             wrong: list[tuple[dict[str, Any], str]] = [
-                ({}, "needs one of"),
-                ({"after": 1, "every": "* * * * *"}, "needs one of"),
+                ({}, "needs one of at=, after= and every=, and none is given"),
+                ({"after": 1, "every": "* * * * *"}, "one of .* after= and every= are given"),
                 ({"at": datetime(2026, 1, 1)}, "no time zone"),
                 ({"at": float("nan")}, "number of seconds"),
                 ({"at": 1e20}, "years"),
@@ -289,11 +289,11 @@ def test_guarantee_7_what_cannot_be_a_schedule() -> None:
                 ({"after": 1, "key": 5}, "a schedule's key"),
             ]
             for options, message in wrong:
-                with pytest.raises(InvalidCall, match=message):
+                with pytest.raises(MethodError, match=f"raised InvalidCall: .*{message}"):
                     await p.plan.remote("never", **options)
             with pytest.raises(InvalidCall, match="has no method 'fly'"):
                 await p.plan_method.remote("fly", after=1)
-            with pytest.raises(InvalidCall, match="arguments of a schedule"):
+            with pytest.raises(MethodError, match="arguments of a schedule"):
                 await p.plan.remote("x" * (VALUE_BYTES_MAX + 1), after=1)
             assert promises(host) == []
 

@@ -141,10 +141,12 @@ def test_guarantee_8_what_one_call_takes_writes_and_returns() -> None:
             stub = host.get(Large, "a")
             with pytest.raises(InvalidCall, match="storage key '0'"):
                 await stub.put.remote(1, VALUE_BYTES_MAX + 1)
-            with pytest.raises(InvalidCall, match="spread it over several calls"):
+            with pytest.raises(InvalidCall, match="spread it over several calls") as wrote:
                 await stub.put.remote(CHANGES_BYTES_MAX // MIB + 1, MIB)
-            with pytest.raises(InvalidCall, match="a reply has at most"):
+            with pytest.raises(InvalidCall, match="a reply has at most") as returned:
                 await stub.give.remote(CALL_BYTES_MAX + 1)
+            # The fault is the method's, not the call's.
+            assert [wrote.value.status, returned.value.status] == [500, 500]
             with pytest.raises(InvalidCall, match="at most"):
                 stub.put.remote(bytes(CALL_BYTES_MAX + 1))
             assert await stub.read.remote() == 0

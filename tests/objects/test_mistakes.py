@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from datetime import datetime
 from http import HTTPStatus
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,6 +77,24 @@ class Mistaken(ro.DurableObject):
         finally:
             coroutine.close()
 
+    def keys_by_number(self) -> None:
+        self.storage[5] = 1  # type: ignore[index]
+
+    def lists_by_a_bad_limit(self) -> None:
+        self.storage.list(limit=-1)
+
+    def plans_without_a_zone(self) -> None:
+        self.schedule(self.fine, at=datetime(2026, 1, 1))
+
+    def plans_by_a_bad_cron(self) -> None:
+        self.schedule(self.fine, every="often")
+
+    def plans_in_a_bad_zone(self) -> None:
+        self.schedule(self.fine, every="* * * * *", zone="Mars")
+
+    def plans_twice(self) -> None:
+        self.schedule(self.fine, at=1, after=2)
+
     def refuses_with_200(self) -> None:
         raise ro.InvalidCall("no", status=200)
 
@@ -109,9 +129,15 @@ def call(method: str) -> ro.RayObjectsError:
     ("method", "says"),
     [
         ("forgot_remote", ".remote("),
-        ("waits_in_the_loop", "`await` the response"),
+        ("waits_in_the_loop", "`await` the response instead (make the method `async def`, or mark"),
         ("lists_in_the_loop", "list_async"),
         ("plans_what_it_calls", "pass one of its own"),
+        ("keys_by_number", "a storage key is a string, not int: use str("),
+        ("lists_by_a_bad_limit", "limit is a count of keys or None, not -1"),
+        ("plans_without_a_zone", "has no time zone"),
+        ("plans_by_a_bad_cron", "every='often' is no cron expression"),
+        ("plans_in_a_bad_zone", "there is no time zone 'Mars'"),
+        ("plans_twice", "exactly one of at=, after= and every=, and at= and after= are given"),
         ("refuses_with_200", "the status of an InvalidCall is 400 to 599, not 200: no"),
         ("passes_a_lock", "cannot be pickled"),
         ("passes_a_reference", "pass the value, which `await ref` or ray.get(ref) brings"),
@@ -170,7 +196,7 @@ def test_what_has_no_json(method: str, says: str, caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize("of", ["runtime", "testing"])
 def test_stubs_and_responses_say_so_themselves(of: str) -> None:
     stub: Any = Stub("Room", "a") if of == "runtime" else LocalStub("Room", "a")
-    router: Any = None
+    router: Any = SimpleNamespace(must_not_wait=lambda: True)
     response: Any = (
         Response(router, ("Room", "a", "m"), PICKLE)
         if of == "runtime"
@@ -181,6 +207,8 @@ def test_stubs_and_responses_say_so_themselves(of: str) -> None:
             encode_json([value])
     with pytest.raises(ro.InvalidCall, match=r"^a Response is a result to come"):
         dump((response,))
+    with pytest.raises(ro.InvalidCall, match=r"mark it `@ro\.blocking`"):
+        response.result()
 
 
 @pytest.mark.parametrize("method", ["refuses", "asks_what_is_refused"])
@@ -189,6 +217,12 @@ def test_what_is_refused(method: str, caplog: pytest.LogCaptureFixture) -> None:
     assert isinstance(error, ro.InvalidCall)
     assert (error.status, error.message) == (422, "not today")
     assert not caplog.records
+
+
+def test_retries_without_a_number() -> None:
+    for wrong in (lambda: 1, "3", True):
+        with pytest.raises(TypeError, match=r"as in `@ro\.retries\(3\)`, and 0 for never: not "):
+            ro.retries(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("status", [0, 200, 302, 399, 600, "409", None, True])

@@ -72,6 +72,16 @@ def test_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [each.__name__ for each in load("shop.all").classes] == ["Counter"]
 
 
+def test_an_abstract_class_is_not_served(tmp_path: Path) -> None:
+    path = tmp_path / "my_shapes.py"
+    path.write_text(
+        "from abc import ABC, abstractmethod\nimport rayobjects as ro\n"
+        "class Shape(ro.DurableObject, ABC):\n    @abstractmethod\n    def area(self): ...\n"
+        "class Square(Shape):\n    def area(self):\n        return 1\n"
+    )
+    assert [each.__name__ for each in load(str(path)).classes] == ["Square"]
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
 from collections.abc import Mapping
@@ -74,7 +75,8 @@ def load(target: str) -> Application:
 
 
 def _classes(module: ModuleType) -> list[type[DurableObject]]:
-    """The classes that the module defines; if it defines none, those that it has imported."""
+    """The classes that the module defines; if it defines none, those that it has imported. An
+    abstract one is there for the others."""
     every = [
         value
         for name, value in vars(module).items()
@@ -82,6 +84,7 @@ def _classes(module: ModuleType) -> list[type[DurableObject]]:
         and issubclass(value, DurableObject)
         and value is not DurableObject
         and not name.startswith("_")
+        and not inspect.isabstract(value)
     ]
     unique = list(dict.fromkeys(every))
     return [value for value in unique if value.__module__ == module.__name__] or unique

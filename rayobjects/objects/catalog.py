@@ -215,8 +215,8 @@ def describe(cls: type[DurableObject]) -> ClassInfo:
     """Describes a class for its deployment; `version` is left 0.
 
     Raises:
-        InvalidCall: it is no class of durable objects, cannot be pickled, or has Ray options that
-            there are not, or that are no plain data.
+        InvalidCall: it is no class of durable objects, is abstract, cannot be pickled, or has Ray
+            options that there are not, or that are no plain data.
     """
     check_class(cls)
     functions = methods_of(cls)
@@ -269,9 +269,15 @@ def check_class(cls: object) -> None:
     """Checks that something can be deployed.
 
     Raises:
-        InvalidCall: it is no class of durable objects.
+        InvalidCall: it is no class of durable objects, or an abstract one.
     """
     if isinstance(cls, type) and issubclass(cls, DurableObject) and cls is not DurableObject:
+        missing = sorted(getattr(cls, "__abstractmethods__", ()))
+        if missing:
+            raise InvalidCall(
+                f"{cls.__name__} is abstract, no object of it can be made: deploy a subclass that "
+                f"defines {', '.join(missing)}"
+            )
         return
     raise InvalidCall(
         f"{cls!r} is no class of durable objects: write class Name(rayobjects.DurableObject)"

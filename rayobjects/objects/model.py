@@ -112,6 +112,7 @@ class DurableObject:
         _check_defaults(cls)
         _check_overrides(cls)
         marks.check(cls, HOOKS)
+        _check_hooks(cls)
         if "__init__" in vars(cls):
             _check_init(cls)
 
@@ -364,6 +365,24 @@ def _check_overrides(cls: type[DurableObject]) -> None:
                 f"{cls.__name__}.{name} takes the place of a durable attribute and would not be "
                 f"stored: write `{name} = ro.durable({shown})`, or choose another name"
             )
+
+
+def _check_hooks(cls: type[DurableObject]) -> None:
+    """The runtime calls hooks by position: says at the definition which arguments they have."""
+    for name in HOOKS:
+        hook, own = getattr(cls, name), getattr(DurableObject, name)
+        if hook is own or hook is None:
+            continue
+        expected = list(inspect.signature(own).parameters)
+        try:
+            inspect.signature(hook).bind(*expected)
+        except TypeError:
+            raise TypeError(
+                f"{cls.__name__}.{name} is called by the runtime with other arguments than it "
+                f"takes: write `def {name}({', '.join(expected)})`, or `async def`"
+            ) from None
+        except ValueError:  # as for `__init__`
+            pass
 
 
 def _check_init(cls: type[DurableObject]) -> None:

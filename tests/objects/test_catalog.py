@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -263,3 +264,17 @@ def test_functions_around_coroutine_functions_are_async() -> None:
 def test_only_classes_of_durable_objects_are_described(thing: Any) -> None:
     with pytest.raises(InvalidCall, match="no class of durable objects"):
         describe(thing)
+
+
+def test_an_abstract_class_is_not_described() -> None:
+    class Shape(DurableObject, ABC):
+        @abstractmethod
+        def area(self) -> float: ...
+
+    class Square(Shape):
+        def area(self) -> float:
+            return 1.0
+
+    with pytest.raises(InvalidCall, match=r"Shape is abstract, .* a subclass that defines area"):
+        describe(Shape)
+    assert set(describe(Square).methods) == {"area"}

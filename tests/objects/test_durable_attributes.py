@@ -314,6 +314,27 @@ def test_class_options() -> None:
         type("Wrong", (Mixin, DurableObject), {})
 
 
+@pytest.mark.parametrize(
+    ("name", "hook", "written"),
+    [
+        ("on_start", lambda self, x: None, r"on_start\(self\)"),
+        ("on_stop", lambda: None, r"on_stop\(self\)"),
+        ("on_upgrade", lambda self: None, r"on_upgrade\(self, from_version\)"),
+        ("on_connect", lambda self, *, ws: None, r"on_connect\(self, ws\)"),
+        ("on_message", lambda self, data: None, r"on_message\(self, ws, data\)"),
+        ("on_close", lambda self, ws: None, r"on_close\(self, ws, code, reason\)"),
+        ("on_request", 5, r"on_request\(self, request\)"),
+    ],
+)
+def test_hooks_take_what_the_runtime_gives_them(name: str, hook: Any, written: str) -> None:
+    with pytest.raises(TypeError, match=rf"Wrong\.{name} is called .*write `def {written}`"):
+        type("Wrong", (DurableObject,), {name: hook})
+    with pytest.raises(TypeError, match=r"Wrong\."):
+        type("Wrong", (type("Mixin", (), {name: hook}), DurableObject), {})
+    for fine in (lambda *_: None, lambda *args, more=1, **_: None, None):
+        type("Fine", (DurableObject,), {name: fine})
+
+
 def test_deleting_the_object_leaves_nothing() -> None:
     game = live()
     game.call(lambda g: (increment(g), g.items.append(1), g.storage.update(a=1)))

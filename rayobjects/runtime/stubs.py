@@ -234,6 +234,13 @@ class RemoteMethod:
             )
         return body
 
+    def __repr__(self) -> str:
+        stub = self._stub
+        return (
+            f"<remote method {stub._class_name}/{stub._name}.{self._method}: call it with "
+            ".remote(…)>"
+        )
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise misuse(
             f"{self._called} runs elsewhere: call .{self._method}.remote(…) and await the "

@@ -279,6 +279,9 @@ class LocalMethod:
             )
         return body
 
+    def __repr__(self) -> str:
+        return f"<remote method {self._stub.id}.{self._method}: call it with .remote(…)>"
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise misuse(
             f"{self._stub.id}.{self._method} runs elsewhere: await .{self._method}.remote(…)"

@@ -202,6 +202,7 @@ def test_stubs_and_responses_say_so_themselves(of: str) -> None:
         if of == "runtime"
         else LocalResponse(router, "Room/a.m", PICKLE)
     )
+    assert repr(stub.m) == "<remote method Room/a.m: call it with .remote(…)>"
     for value, says in ((stub, "its `.id.name`"), (response, "`await` it first")):
         with pytest.raises(TypeError, match=says):
             encode_json([value])

@@ -196,17 +196,10 @@ def test_warm_processes_are_replaced() -> None:
 def test_an_idle_actor_ends_called_or_not() -> None:
     counters = deployed("Fleeting")
     counters.get("called").increment.remote().result(WITHIN_S)
-    configuration, catalog = _configuration(), _catalog()
-    placement.locate_blocking("Fleeting/created", configuration, catalog["Fleeting"])
+    placement.locate_blocking("Fleeting/created", _catalog()["Fleeting"])
     assert {"Fleeting/called", "Fleeting/created"} <= set(placement.live_hosts())
     until(lambda: not any(host.startswith("Fleeting/") for host in placement.live_hosts()))
     assert counters.get("called").increment.remote().result(WITHIN_S) == 2
-
-
-def _configuration() -> Any:
-    from rayobjects.runtime.configuration import read_configuration
-
-    return read_configuration()
 
 
 def _catalog() -> Any:

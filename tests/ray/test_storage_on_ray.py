@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,3 +120,35 @@ def ask_until_answered(counter: ro.Stub) -> int:
             return int(counter.increment.remote().result(WITHIN_S))
         except ro.StorageFailed:
             continue
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("hosting", ["shared", "dedicated"])
+def test_what_is_stopped_stays_stopped_though_it_is_called(tmp_path: Path, hosting: str) -> None:
+    """Whoever calls meanwhile makes no host anew, which would hold the storage."""
+    ro.init(storage=str(tmp_path), shards=1, hosting=hosting)  # type: ignore[arg-type]
+    home = ro.deploy(Counter).get("home")
+    added = [home.increment.remote().result(WITHIN_S)]
+    refused = threading.Event()
+
+    def call_on() -> None:
+        while not refused.is_set():
+            try:
+                added.append(home.increment.remote().result(WITHIN_S))
+            except ro.RayObjectsError as error:  # at first its host says that it stops
+                if "have been stopped" in error.message:
+                    refused.set()
+
+    callers = [threading.Thread(target=call_on) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    admin.stop_hosts()
+    assert refused.wait(WITHIN_S)
+    for caller in callers:
+        caller.join(WITHIN_S)
+    assert placement.live_hosts() == []
+    with pytest.raises(ro.Unavailable, match="have been stopped"):
+        home.increment.remote().result(WITHIN_S)
+    ro.shutdown()
+    ro.init(storage=str(tmp_path))
+    assert home.increment.remote().result(WITHIN_S) >= max(added) + 1

@@ -158,6 +158,14 @@ CONTEXT_BYTES_MAX = 8 * KIB
 """What a call carries along: as much as W3C's Baggage wants to be passed on. It travels with every
 call of a chain."""
 
+STEPS_BYTES_MAX = RECORD_BYTES_MAX // 2
+"""Ids of the calls to others that one call makes (of 60 bytes: 700,000 calls): the record with
+which it ends takes all of them back, and must have room for that."""
+
+STEP_BASE_BYTES_MAX = 200
+"""What such an id is made of, before the position: a longer one is hashed, so that a long name or
+Idempotency-Key does not use that room up."""
+
 FIRINGS_AT_ONCE_MAX = 100
 """Calls of schedules that are under way in a host at once, so that what came due while it was down
 does not crowd out everybody else."""

@@ -63,7 +63,8 @@ def returned(
 def failed(
     activation: Activation, context: CallContext, respond: Respond, error: BaseException
 ) -> None:
-    """The method has raised, or what it did cannot be committed: nothing of it is left."""
+    """The method has raised, or what it did cannot be committed: nothing of it is left. Comes again
+    where the record of that is refused for good, with `context.begun` stopped."""
     if activation.gone:
         return
     call = context.call
@@ -166,6 +167,9 @@ def _close_alone(
     try:
         activation.commit_end(record, context, respond)
     except RayObjectsError as failure:
+        if context.begun is not None and context.begun.stop(failure):
+            failed(activation, context, respond, failure)
+            return
         state.rollback()
         activation.reply_unwritten(ERROR, to_wire(failure, with_cause=False), respond)
     else:
@@ -185,6 +189,9 @@ def _reply(
         record = Record(*activation.id, call.id, status, body, activation.host.now)
         activation.commit_end(record, context, respond)
     except RayObjectsError as error:
+        if context.begun is not None and context.begun.stop(error):
+            failed(activation, context, respond, error)
+            return
         activation.reply_unwritten(ERROR, to_wire(error, with_cause=False), respond)
         if context.begun is not None and context.begun.intent is not None:
             activation.host.intents.later(activation.id, call.id)

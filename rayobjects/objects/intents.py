@@ -13,20 +13,22 @@ dies
 
 A rerun that makes other calls than the first run did cannot be told from one that would apply
 something twice. It is stopped: its writes are rolled back, its caller gets an error, and the intent
-is listed as failed until somebody retries or discards it.
+is listed as failed until somebody retries or discards it. The same happens to a call whose end
+cannot be written, because the record would be too large: run again, it would be so again.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from rayobjects.errors import InvalidCall, RayObjectsError, info_from_wire, is_deadly
+from rayobjects.errors import InvalidCall, RayObjectsError, info_from_wire, is_deadly, misuse
 from rayobjects.ids import ObjectId
-from rayobjects.limits import HELD_WINDOW_S
+from rayobjects.limits import HELD_WINDOW_S, STEP_BASE_BYTES_MAX, STEPS_BYTES_MAX
 from rayobjects.messages import ERROR, OK, Call, Reply
 from rayobjects.objects.commit import no_reply
 from rayobjects.objects.promised import Intent, decode_intent, encode
@@ -54,19 +56,23 @@ class Begun:
         now: when it first began.
         intent: the promise; None until it calls another object.
         steps: id of a call that it makes → what that was in the first run.
+        step_bytes: what these take of the record with which the call ends.
         made: ids of those that this run has made.
-        diverged: how this run differs from the first; "" while it does not.
+        diverged: how this run differs from the first, or why its end cannot be written; "" while
+            neither is so.
     """
 
-    __slots__ = ("diverged", "intent", "made", "now", "rerun", "steps")
+    __slots__ = ("_stopped", "diverged", "intent", "made", "now", "rerun", "step_bytes", "steps")
 
     def __init__(self, now: float) -> None:
         self.now = now
         self.rerun = False
         self.intent: Promise | None = None
         self.steps: dict[str, str] = {}
+        self.step_bytes = 0
         self.made: set[str] = set()
         self.diverged = ""
+        self._stopped: InvalidCall | None = None
 
     @classmethod
     def again(cls, intent: Promise, steps: Iterable[Promise]) -> Begun:
@@ -75,16 +81,33 @@ class Begun:
         begun.rerun = True
         begun.intent = intent
         begun.steps = {step.key: step.body.decode() for step in steps}
+        begun.step_bytes = sum(map(_size_of, begun.steps))
         return begun
 
     def check_end(self) -> None:
-        """Raises InvalidCall if the run that has ended was not like the first."""
+        """Raises InvalidCall if the run that has ended was not like the first, or was stopped."""
+        if self._stopped is not None:
+            raise self._stopped
         if not self.diverged and self.rerun and (missing := self.steps.keys() - self.made):
             step = self.steps[min(missing)]
             self.diverged = f"the first run called {_shown(step)}, the rerun did not"
         if self.diverged:
             assert self.intent is not None
             raise _stopped(self.diverged, self.intent.key)
+
+    def stop(self, refused: RayObjectsError) -> bool:
+        """The end's record was refused. Returns whether it would be again and again: then the call
+        is stopped, and `ending.failed` lists it."""
+        if self.intent is None or self.diverged or not isinstance(refused, InvalidCall):
+            return False
+        self.diverged = f"its end could not be written: {refused.message}"
+        self._stopped = InvalidCall(
+            f"the call has called others, but {self.diverged}. What those did stays, what it did "
+            "itself was rolled back, and it is not run again by itself: see `rayobjects intents`",
+            status=500,
+            details={"stopped": self.intent.key},
+        )
+        return True
 
     def taken_back(self) -> list[Promise]:
         """For the record with which the call ends."""
@@ -124,6 +147,17 @@ def leave(
         return
     begun.made.add(call.id)
     if known is None:
+        size = _size_of(call.id)
+        if begun.step_bytes + size > STEPS_BYTES_MAX:
+            replied(
+                misuse(
+                    f"{activation.shown}.{context.call.method} has called others "
+                    f"{len(begun.steps):,} times, and the ids of these calls fill the "
+                    f"{STEPS_BYTES_MAX:,} bytes that one call may have for them: spread them over "
+                    "several calls"
+                )
+            )
+            return
         promises = [Promise(STEP, call.id, body=what.encode())]
         intent = begun.intent
         if intent is None:
@@ -137,7 +171,8 @@ def leave(
             return
         begun.intent = intent
         begun.steps[call.id] = what
-    activation.after_sync(send)
+        begun.step_bytes += size
+    activation.after_sync(send, lambda: replied(context.cut_off()))
 
 
 def _intent(context: CallContext) -> Intent:
@@ -272,8 +307,23 @@ def too_old(intent: Intent, now: float) -> bool:
 
 def child_base(id: ObjectId, call_id: str) -> str:
     """What the ids of the calls that a call makes begin with. An Idempotency-Key is unique within
-    its object only."""
-    return f"{id}:{call_id}" if call_id.startswith("key:") else call_id
+    its object only. What is long is hashed, but for the positions: `root_of` takes them off."""
+    base, positions = call_id, ""
+    if call_id.startswith("key:"):
+        base = f"{id}:{call_id}"
+    if len(base) <= STEP_BASE_BYTES_MAX // 4:
+        return base
+    if base is call_id and (found := _POSITIONS.search(call_id)) is not None:
+        base, positions = call_id[: found.start()], found.group()
+    data = base.encode()
+    if len(data) > STEP_BASE_BYTES_MAX:
+        base = f"hashed:{blake2b(data, digest_size=32).hexdigest()}"
+    return base + positions
+
+
+def _size_of(step: str) -> int:
+    """Bytes of a STEP that is taken back."""
+    return len(step.encode()) + 32
 
 
 def root_of(id: ObjectId, call_id: str) -> str:

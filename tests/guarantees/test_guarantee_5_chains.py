@@ -12,10 +12,13 @@ from promise_objects import dying_everywhere, kept, listed, moved_until, promise
 
 import rayobjects as ro
 from rayobjects.errors import InvalidCall, MethodError, Overloaded
+from rayobjects.ids import ObjectId
 from rayobjects.limits import FINISHED_WINDOW_S, HELD_WINDOW_S
 from rayobjects.messages import PICKLE, Call
-from rayobjects.storage import room, values
-from rayobjects.storage.records import INTENT, STEP
+from rayobjects.objects import intents
+from rayobjects.objects.intents import child_base, root_of
+from rayobjects.storage import commits, room, values
+from rayobjects.storage.records import INTENT, SCHEDULE, STEP
 from rayobjects.testing import LocalHost
 from rayobjects.testing.channel import LocalChannel
 
@@ -82,6 +85,28 @@ class Account(ro.DurableObject):
         await account("b").deposit.remote(5)
         await reached(gate)
         return "tried"
+
+    async def many(self, count: int, how: str = "") -> int:
+        """Calls another one so often, one after the other."""
+        RUNS.append(how)
+        for _ in range(count):
+            await account("b").deposit.remote(1)
+        await reached(PLAN.get("gate", ""))
+        if how == "raise":
+            raise ValueError("at its end")
+        if how != "read":
+            self.balance += 1
+        return count
+
+    def on_connect(self, ws: ro.WebSocket) -> None:
+        if PLAN.get("scheduled"):
+            self.schedule(self.many, 60, "scheduled", after=10, key="s")
+
+    async def on_close(self, ws: ro.WebSocket, code: int, reason: str) -> None:
+        await self.many(60, "closed")
+
+    def count_sockets(self) -> int:
+        return len(self.sockets)
 
     async def together(self, names: list[str], gate: str) -> list[int]:
         found = await asyncio.gather(*(account(each).deposit.remote(1) for each in names))
@@ -695,5 +720,136 @@ def test_guarantee_5_a_chain_of_a_large_object() -> None:
             assert await taken == 7
             assert await large.count.remote() == 999
             assert await stand(host, "b") == (7, ["+7"])
+
+    run(main)
+
+
+# -- many calls ---------------------------------------------------------------------------------
+
+
+def test_guarantee_5_ids_of_calls_are_short_however_long_the_names_are() -> None:
+    short, long = ObjectId("Account", "a"), ObjectId("Account", "x" * 1_000)
+    assert child_base(short, "key:k") == "Account/a:key:k"
+    assert child_base(short, "c1.2/1/30") == "c1.2/1/30"
+    deep = "c1.2" + "/1" * 200
+    assert (child_base(short, deep), root_of(short, deep)) == (deep, "c1.2")
+    edge = ObjectId("Account", "é" * 90)
+    assert child_base(edge, "key:k1234") == f"Account/{'é' * 90}:key:k1234"
+    for id in (long, ObjectId("Account", "é" * 90 + "1234567")):
+        base = child_base(id, "key:k1234")
+        assert len(base) <= 80
+        assert base == child_base(id, "key:k1234")
+        assert root_of(id, "key:k1234") == base
+        assert root_of(short, f"{base}/1/2") == base, "a chain has one root"
+        assert child_base(short, f"{base}/1/2") == f"{base}/1/2"
+    scheduled = f"schedule:{long}:nonce:1.0:0"
+    base = child_base(long, scheduled)
+    assert child_base(short, f"{scheduled}/7/8") == f"{base}/7/8"
+    assert root_of(long, scheduled) == root_of(short, f"{base}/7/8") == base
+    others = [(long, "key:k"), (long, "key:k2"), (ObjectId("Account", "x" * 999), "key:k")]
+    assert len({child_base(*each) for each in others}) == 3
+
+
+@pytest.mark.parametrize("end", ["crash", "kill"])
+def test_guarantee_5_a_chain_from_a_long_name_is_applied_once(end: str) -> None:
+    async def main() -> None:
+        async with LocalHost([Account]) as host:
+            a = host.get(Account, "x" * 1_000)
+            PLAN["gate"] = "gate"
+            post = asyncio.ensure_future(
+                host.post(a, "many", {"count": 5}, idempotency_key="k" * 200)
+            )
+            await GATES.until_reached("gate")
+            steps = [each for _, each in promises(host) if each.kind == STEP]
+            assert len(steps) == 5
+            assert max(len(each.key) for each in steps) < 100
+            await getattr(host, end)()
+            await until(lambda: len(RUNS) == 2)
+            GATES["gate"].set()
+            assert await post == 5
+            assert kept(host)
+            assert (await stand(host, "b"))[0] == 5
+            assert (await stand(host, "x" * 1_000))[0] == 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["write", "read", "raise", "scheduled", "closed"])
+def test_guarantee_5_a_call_whose_end_cannot_be_written_is_listed(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instead of running again for ever."""
+
+    async def main() -> None:
+        async with LocalHost([Account]) as host:
+            a = host.get(Account, "a")
+            await a.deposit.remote(100)
+            PLAN["scheduled"] = how == "scheduled"
+            socket = await host.connect(a) if how in ("scheduled", "closed") else None
+            with monkeypatch.context() as patch:
+                patch.setattr(commits, "RECORD_BYTES_MAX", 1_200)
+                if how == "scheduled":
+                    await moved_until(host, lambda: listed(host))
+                elif how == "closed":
+                    assert socket is not None
+                    await socket.close()
+                    await moved_until(host, lambda: listed(host))
+                    assert await a.count_sockets.remote() == 0
+                else:
+                    with pytest.raises(InvalidCall, match="its end could not be written") as caught:
+                        await host.post(
+                            a, "many", {"count": 60, "how": how}, idempotency_key="k" * 100
+                        )
+                    assert caught.value.status == 500
+                (failed,) = listed(host)
+                assert failed["kind"] == "intent"
+                assert "at most 1,200 bytes" in failed["failed"]
+                for _ in range(2):
+                    await host.move(2 * FINISHED_WINDOW_S)
+                    await host.kill()
+                    assert listed(host) == [failed]
+                assert len(RUNS) == 1
+                assert await stand(host, "a") == (100, ["+100"])
+                assert (await stand(host, "b"))[0] == 60, "what others did stays"
+                assert promises(host, SCHEDULE) == [], "the intent has it along"
+
+                if how == "closed":  # its socket is gone: there is nothing to run it for
+                    patch.undo()
+                    assert await settle(a, "discard", "intent", failed["key"]) == "discarded"
+                    assert promises(host) == []
+                    return
+                assert await settle(a, "retry", "intent", failed["key"]) == "retried"
+                await moved_until(host, lambda: len(RUNS) == 2 and listed(host))
+                assert listed(host)[0]["failed"] == failed["failed"]
+            # As soon as there is room for it, it comes to its end.
+            assert await settle(a, "retry", "intent", failed["key"]) == "retried"
+            await moved_until(host, lambda: kept(host))
+            assert len(RUNS) == 3
+            assert (await stand(host, "b"))[0] == 60
+            wrote = how not in ("read", "raise")
+            assert (await stand(host, "a"))[0] == 100 + wrote
+
+    run(main)
+
+
+def test_guarantee_5_the_calls_of_one_call_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its end can be written."""
+    monkeypatch.setattr(intents, "STEPS_BYTES_MAX", 1_000)
+
+    async def main() -> None:
+        async with LocalHost([Account]) as host:
+            a = host.get(Account, "a")
+            PLAN["gate"] = "gate"
+            fits = asyncio.ensure_future(host.post(a, "many", {"count": 10}, idempotency_key="1"))
+            await GATES.until_reached("gate")
+            await host.kill()
+            await until(lambda: len(RUNS) == 2)
+            GATES["gate"].set()
+            assert await fits == 10, "those that it has made already need no more room"
+            with pytest.raises(MethodError, match="spread them over several calls"):
+                await host.post(a, "many", {"count": 100}, idempotency_key="2")
+            assert kept(host)
+            assert (await stand(host, "a"))[0] == 1
+            assert 30 <= (await stand(host, "b"))[0] < 60
 
     run(main)

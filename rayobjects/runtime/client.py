@@ -272,6 +272,7 @@ def namespace(class_: str | type[DurableObject]) -> Namespace[Any]:
 
 
 def shutdown() -> None:
-    """Disconnects this process. Objects and hosts stay where they are."""
+    """Disconnects this process from the objects, which stay where they are. A stub that is used
+    after that connects it again, to the Ray that it is attached to (`ray.shutdown()` ends that)."""
     carried.name_client("")
     process.detach()

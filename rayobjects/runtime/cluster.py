@@ -279,7 +279,8 @@ def _log_what_raylet_says(said: Mapping[str, Any], *_: Any, **__: Any) -> None:
 def attach(storage: str | None, address: str | None = None) -> None:
     """Attaches this process to the cluster that has a storage root, or starts one for it.
 
-    Does nothing if the process is attached to Ray. An address, given or from the environment, wins;
+    Does nothing if the process is attached to that Ray. An address, given or from the environment,
+    wins;
     then a cluster of this machine with this storage. Where there is none, one is started that ends
     with this process. Without a storage root it is the cluster that runs here.
 
@@ -288,10 +289,13 @@ def attach(storage: str | None, address: str | None = None) -> None:
         address: see `find`.
 
     Raises:
-        Unavailable, InvalidCall: as `connect` and `start_local` do.
+        Unavailable: as `connect` and `start_local` do.
+        InvalidCall: the same; or the process is attached to another Ray than the address names.
     """
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
+        if address and address != "auto":
+            _check_attached(address)
         return
     if storage is None or wanted_address(address):
         connect(address)
@@ -304,6 +308,19 @@ def attach(storage: str | None, address: str | None = None) -> None:
     atexit.register(started.stop)
     started.announce(storage=storage)
     connect(started.address)
+
+
+def _check_attached(address: str) -> None:
+    import ray
+
+    record = find(address)
+    named = record.address if record is not None else address
+    attached = ray.get_runtime_context().gcs_address
+    if named.rpartition(":")[2] != attached.rpartition(":")[2]:
+        raise InvalidCall(
+            f"this process is attached to the Ray at {attached}, and {address} is another: call "
+            "ro.shutdown() and ray.shutdown() first"
+        )
 
 
 def _ask(keeper: subprocess.Popen[str], plan: Plan) -> str:

@@ -113,6 +113,15 @@ print(home.increment.remote(2).result(timeout_s=30))
     assert home.get.remote().result(WITHIN_S) == 42
 
 
+def test_another_address_is_refused_while_the_process_is_attached(ray_cluster: RayCluster) -> None:
+    assert ray_cluster.local is not None
+    ro.init(address=ray_cluster.local.address)
+    ro.init(address="auto")
+    for other in ("127.0.0.1:1", "http://127.0.0.1:1"):
+        with pytest.raises(ro.InvalidCall, match=r"ray.shutdown\(\) first"):
+            ro.init(address=other)
+
+
 def test_what_the_raylet_says_is_not_on_a_programs_output(ray_cluster: RayCluster) -> None:
     """It is in the log, for whoever wants to read it."""
     script = """

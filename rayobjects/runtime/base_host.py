@@ -33,7 +33,7 @@ from rayobjects.objects.host_core import HostCore
 from rayobjects.objects.ledger import Ledger
 from rayobjects.objects.retrying import Retries
 from rayobjects.randomness import seeded
-from rayobjects.runtime import process
+from rayobjects.runtime import hosts_log, process
 from rayobjects.runtime.around import Around, load
 from rayobjects.runtime.background import spawn
 from rayobjects.runtime.configuration import Configuration
@@ -73,6 +73,7 @@ class BaseHost:
     on_lane = False
 
     def __init__(self, configuration: Configuration, host: str) -> None:
+        hosts_log.begin(host)
         gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
         gc.freeze()  # modules stay, nobody need look at them
         self.configuration = configuration
@@ -95,6 +96,7 @@ class BaseHost:
         self._reopenings = 0
         self._reopen_at = 0.0
         if _is_restarted():
+            logger.warning("the host %s is back: its process had ended, and its calls go on", host)
             # Its objects may have something to do, whether anybody calls or not.
             spawn(self._open_again())
 

@@ -14,7 +14,7 @@ from rayobjects.ids import ObjectId
 from rayobjects.objects import failures
 from rayobjects.objects.catalog import ClassInfo, ObjectClass
 from rayobjects.objects.ledger import Ledger
-from rayobjects.runtime import hosts_log, placement
+from rayobjects.runtime import placement
 from rayobjects.runtime.background import spawn
 from rayobjects.runtime.base_host import BaseHost
 from rayobjects.runtime.class_deletion import ShardDeletion, end_activations
@@ -36,7 +36,6 @@ class ShardHost(BaseHost):
 
     def __init__(self, configuration: Configuration, host: str) -> None:
         super().__init__(configuration, host)
-        hosts_log.begin(host)
         shard = placement.shard_of_host(host)
         assert shard is not None
         self.number = shard

@@ -314,12 +314,14 @@ def _suspected(
 
 
 def _stopped(call: Call) -> MethodError:
-    return MethodError(
+    error = MethodError(
         f"{call.class_name}/{call.name}.{call.method} is not run any more: it ended its host's "
         f"process {DEATHS_MAX} times (it takes too much memory, or native code fails); correct it, "
         "then call it under another id",
         cause_type="ProcessDied",
     )
+    logger.error("%s", error.message)
+    return error
 
 
 def begin_life(

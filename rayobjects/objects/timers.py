@@ -49,6 +49,11 @@ class Timers:
         self._timer = None
         self.run_due()
 
+    @property
+    def next_at(self) -> float | None:
+        """When something is to run next, by the clock's `monotonic`."""
+        return self._heap[0][0] if self._heap else None
+
     def run_due(self) -> None:
         """Runs everything whose time has come."""
         now = self._clock.monotonic()

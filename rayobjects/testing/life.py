@@ -21,11 +21,18 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Self
 
 from rayobjects.clock import Clock
-from rayobjects.errors import InvalidCall, MethodError, StorageFailed, misuse, to_wire
-from rayobjects.ids import ObjectId
+from rayobjects.errors import (
+    InvalidCall,
+    MethodError,
+    RayObjectsError,
+    StorageFailed,
+    misuse,
+    to_wire,
+)
 from rayobjects.limits import ACTIVATIONS_MAX, PAGE_KEYS_MAX
-from rayobjects.messages import ERROR, Replies, Reply, decode_batch, decode_poll, encode
+from rayobjects.messages import ERROR, Call, Replies, Reply, decode_batch, decode_poll, encode
 from rayobjects.objects.activation import Activation
+from rayobjects.objects.caller_channel import Replied
 from rayobjects.objects.catalog import ObjectClass, describe
 from rayobjects.objects.context import local_router
 from rayobjects.objects.filters import Filter
@@ -87,7 +94,8 @@ class HostLife:
         self._tasks: set[asyncio.Task[None]] = set()
         self._errors: list[BaseException] = []
         self._held: deque[Callable[[], None]] | None = None
-        self._late: set[tuple[ObjectId, str, float]] = set()  # schedules that wait for something
+        self._telling: set[str] = set()
+        self._late: set[object] = set()  # schedules and messages that wait for something
         self._unopened = False
         self._first_epoch = 0
         self._claims = Claims()
@@ -176,6 +184,7 @@ class HostLife:
         if not self.client.id:
             self._first_epoch = shard.epoch
             self.client.id = self.new_id("client")
+        telling = Telling(self.router)
         self._life = life
         self._unopened = False
         self.shard = shard
@@ -188,8 +197,9 @@ class HostLife:
             idle_s=self._idle_s,
             activations_max=self._activations_max,
             suspect=self._suspect,
-            outgoing=self.router,
+            outgoing=telling,
         )
+        self._telling = telling.under_way
         self.core.filters = with_spans(self._filters)
         self._context.copy().run(self.core.begin)  # whose objects call others
         self._died.clear()
@@ -377,6 +387,37 @@ class HostLife:
             self._die()
         elif error is not None:
             self._errors.append(error)
+
+
+class Telling:
+    """The way that messages of a host's objects to others take.
+
+    Attributes:
+        under_way: the ids of those that have no answer yet.
+    """
+
+    def __init__(self, router: LocalRouter) -> None:
+        self.under_way: set[str] = set()
+        self._router = router
+
+    def submit(self, call: Call, replied: Replied, context: Any) -> None:
+        id = call.id
+        if not call.held:
+            self._router.submit(call, replied, context)
+            return
+
+        def ended(outcome: Reply | RayObjectsError) -> None:
+            self.under_way.discard(id)
+            replied(outcome)
+
+        self.under_way.add(id)
+        self._router.submit(call, ended, context)
+
+    def key_of(self, class_name: str) -> str | None:
+        return self._router.key_of(class_name)
+
+    async def refresh(self) -> None:
+        await self._router.refresh()
 
 
 class LocalCore(HostCore):

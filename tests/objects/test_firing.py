@@ -132,6 +132,62 @@ def test_what_recurs_fires_each_time_at_its_time(missed: str) -> None:
     asyncio.run(main())
 
 
+class Board(ro.DurableObject):
+    shown: list[str] = ro.durable(factory=list)
+
+    def relay(self, text: str, to: list[str]) -> None:
+        if to:
+            ro.namespace("Board").get(to[0]).relay.tell(text, to[1:])
+        self.shown.append(text)
+
+    def relay_soon(self, to: list[str]) -> None:
+        self.schedule(self.relay, "hello", to, after=60, key="relay")
+
+    def failing(self) -> None:
+        tried.append("again")
+        raise ValueError("no")
+
+    def tell_failing(self) -> None:
+        ro.namespace("Board").get("x").failing.tell()
+
+    @ro.retries(2, first_s=10.0)
+    def fails(self) -> None:
+        tried.append("again")
+        raise ValueError("no")
+
+    def fails_soon(self) -> None:
+        self.schedule(self.fails, after=1, key="fails")
+
+
+tried: list[str] = []
+
+
+def test_what_is_told_has_arrived_when_the_time_has_moved() -> None:
+    async def main() -> None:
+        async with LocalHost([Board]) as host:
+            await host.get(Board, "a").relay_soon.remote(["b", "c", "d"])
+            await host.move(60)
+            for name in "abcd":
+                state = await host.state(host.get(Board, name))
+                assert state["attributes"]["shown"] == ["hello"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("method", "times"), [("tell_failing", 7), ("fails_soon", 3)])
+def test_what_raises_is_called_again_at_its_times(method: str, times: int) -> None:
+    async def main() -> None:
+        async with LocalHost([Board]) as host:
+            tried.clear()
+            await getattr(host.get(Board, "a"), method).remote()
+            await host.move(600)
+            assert len(tried) == times
+            await host.move(600)
+            assert len(tried) == times
+
+    asyncio.run(main())
+
+
 def test_the_time_moves_on_where_a_schedules_call_waits_for_something_else() -> None:
     async def main() -> None:
         async with LocalHost([Match]) as host:

@@ -12,12 +12,12 @@ from rayobjects.errors import RayObjectsError
 from rayobjects.ids import ObjectId
 from rayobjects.objects.catalog import ObjectClass
 from rayobjects.objects.ledger import Ledger
-from rayobjects.runtime import hosts_log, placement
+from rayobjects.runtime import placement
 from rayobjects.runtime.background import spawn
 from rayobjects.runtime.base_host import BaseHost
 from rayobjects.runtime.class_deletion import delete_object, end_activations, messages_fetched
 from rayobjects.runtime.configuration import Configuration
-from rayobjects.runtime.remote_ledger import RemoteLedger
+from rayobjects.runtime.remote_ledger import Refusals, RemoteLedger
 
 
 class DedicatedHost(BaseHost):
@@ -27,11 +27,11 @@ class DedicatedHost(BaseHost):
 
     def __init__(self, configuration: Configuration, host: str) -> None:
         super().__init__(configuration, host)
-        hosts_log.begin(host)
         class_name, _, name = host.partition("/")
         self.id = ObjectId(class_name, name)
         self._remote: RemoteLedger | None = None
         self._owner_epoch = 0
+        self._refusals = Refusals(self.clock)
         self._idle_since = self.clock.monotonic()
         # Whoever wanted it may have given up while it waited for its resources: then nobody calls,
         # nothing opens, and it must let go of them all the same.
@@ -45,7 +45,7 @@ class DedicatedHost(BaseHost):
 
     async def open_ledger(self) -> Ledger:
         spawn(self._load_class())  # while the shard is asked
-        remote = RemoteLedger(self.id, self.configuration, self.clock)
+        remote = RemoteLedger(self.id, self.configuration, self.clock, self._refusals)
         self._owner_epoch = await remote.open(self._owner_epoch)
         self._remote = remote
         return remote

@@ -8,6 +8,25 @@ If the shard's host dies with a commit under way, the outcome is unknown. Then t
 failed (`details["restart"]`): the actor drops its activation, claims a new epoch once the shard is
 back, and channels send again what was not answered; what had been committed is among the finished
 calls that come with the claim.
+
+A shard without room refuses a record (`Overloaded`) when the method has long returned, and others
+have run on top of it. Those behind it are refused with it, those before it may be on disk. So the
+ledger has failed in the same way: what ran on top is gone with the activation, what was written is
+answered from the finished calls. But what was refused must not be sent for ever: its calls are
+remembered (`Refusals`), come again, run again from the state that is on disk, and now `commit`
+itself raises the shard's Overloaded. That is a refusal as in shared hosting: the call is rolled
+back, and its caller gets the error, once, with nothing applied.
+
+When the shard's host dies
+    before it has refused             the outcome is unknown, and the calls come again, as ever;
+    before the refusal has arrived    the same: the host that comes refuses them, or has room;
+    after that                        nothing changes: the actor's next claim waits for it.
+When the actor dies
+    before the refusal has arrived    the next actor claims, which ends the epoch of what is still
+                                      on its way; the calls come there, and are refused or not;
+    before the calls have come again  the same: what was remembered is gone with the process;
+    after it has refused them         the same if the reply was lost: nothing of them is on disk.
+                                      If it was not, the caller has its Overloaded.
 """
 
 from __future__ import annotations
@@ -20,7 +39,13 @@ import ray
 from ray.exceptions import RayError
 
 from rayobjects.clock import Clock
-from rayobjects.errors import InvalidCall, Overloaded, StorageFailed, from_wire
+from rayobjects.errors import (
+    InvalidCall,
+    Overloaded,
+    StorageFailed,
+    Unavailable,
+    from_wire,
+)
 from rayobjects.ids import ObjectId
 from rayobjects.limits import RECORD_BYTES_MAX, UNSYNCED_BYTES_MAX
 from rayobjects.objects.ledger import Done
@@ -30,12 +55,28 @@ from rayobjects.runtime.configuration import Configuration
 from rayobjects.runtime.link import LEDGER, Link, LocalLink, RayLink
 from rayobjects.storage.finished import FinishedCalls
 from rayobjects.storage.promises import Promises
-from rayobjects.storage.records import Finished, Loaded, PendingSends, Promise, Record
+from rayobjects.storage.records import (
+    INTENT,
+    STEP,
+    Finished,
+    Loaded,
+    PendingSends,
+    Promise,
+    Record,
+)
 
 ANSWER_WITHIN_S = 15.0
 """The same as a channel's: no answer for so long means that the shard's host is lost."""
 
 RETRY_EVERY_S = 0.1
+
+REFUSED_FOR_S = 1.0
+"""How long a call that was refused is refused again, from its first attempt on: a method that tries
+to commit once more at once does not cost the activation."""
+
+REFUSALS_MAX = 10_000
+"""So many are remembered, for calls that may not come again: more than may wait (1,000) or run
+beside the others (1,000) in an object, several times over."""
 
 
 class LedgerRequest(msgspec.Struct, array_like=True):
@@ -84,11 +125,67 @@ _decode_answer = msgspec.msgpack.Decoder(LedgerAnswer).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class RemoteLedger:
-    """Implements `objects.ledger.Ledger` for one object."""
+class Refusals:
+    """What the shard had no room for: outlives the ledger that was refused, in the same process."""
 
-    def __init__(self, id: ObjectId, configuration: Configuration, clock: Clock) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        # By whose record it was (`_whose`): the error, and until when it is refused once more,
+        # None as long as it has not come again.
+        self._found: dict[str, tuple[Overloaded, float | None]] = {}
+
+    def remember(self, records: list[Record], error: Overloaded) -> None:
+        """The shard has refused these, or some of them and those have been written."""
+        for record in records:
+            whose = _whose(record)
+            self._found.pop(whose, None)
+            self._found[whose] = error, None
+        while len(self._found) > REFUSALS_MAX:
+            del self._found[next(iter(self._found))]
+
+    def written(self, call_id: str) -> None:
+        """The call turns out to be finished."""
+        self._found.pop(call_id, None)
+
+    def check(self, record: Record) -> None:
+        """Raises Overloaded if the shard has refused the same before."""
+        if record.ends_begun:  # others have been called by it: such a record always has room
+            return
+        whose = _whose(record)
+        found = self._found.get(whose)
+        if found is None:
+            return
+        error, until = found
+        now = self._clock.monotonic()
+        if until is None:
+            self._found[whose] = error, now + REFUSED_FOR_S
+        elif now > until:
+            del self._found[whose]
+            return
+        raise Overloaded(error.message, details=error.details)
+
+
+def _whose(record: Record) -> str:
+    """The id of the call that writes a record, the same when it runs again. "" for records of no
+    call: what hooks write and hosts note, which is tried again, too."""
+    if record.call_id:
+        return record.call_id
+    first = record.promises[0] if record.promises else None
+    return first.key if first is not None and first.kind in (INTENT, STEP) else ""
+
+
+class RemoteLedger:
+    """Implements `objects.ledger.Ledger` for one object.
+
+    Args:
+        refusals: of this process.
+    """
+
+    def __init__(
+        self, id: ObjectId, configuration: Configuration, clock: Clock, refusals: Refusals
+    ) -> None:
         self.failed: StorageFailed | None = None
+        self._refusals = refusals
         self._id = id
         self._configuration = configuration
         self._clock = clock
@@ -127,12 +224,16 @@ class RemoteLedger:
         node = "" if last else ray.get_runtime_context().get_node_id()
         while True:
             try:
-                self._handle = await placement.locate(self._shard, self._configuration, None)
+                self._handle = await placement.locate(self._shard, None)
                 self._link.close()
                 self._link = RayLink(self._handle)
                 answer = await self._ask(LedgerRequest("claim", *self._id, last, node=node))
                 break
-            except (TimeoutError, RayError, OSError) as error:
+            except Unavailable as error:  # the cluster's objects have been stopped
+                raise StorageFailed(error.message) from error
+            except (TimeoutError, RayError, OSError, Overloaded) as error:
+                # Overloaded: the shard has no room for the claim. That cannot be the answer to the
+                # calls that wait, for some may come again and be on disk.
                 if self._clock.monotonic() > deadline:
                     raise StorageFailed(
                         f"{self._id} could not reach its shard's host {self._shard} "
@@ -146,6 +247,7 @@ class RemoteLedger:
         self._finished = FinishedCalls()
         for each in answer.finished:
             self._finished.add(each)
+            self._refusals.written(each.call_id)
         self._promises = Promises()
         for promise in answer.promises:
             self._promises.add(self._key, promise)
@@ -159,6 +261,7 @@ class RemoteLedger:
         return loaded
 
     def commit(self, record: Record, done: Done) -> None:
+        self._refusals.check(record)
         size = len(record.reply) + sum(len(data) for _, _, data in record.writes)
         size += sum(len(send.data) for send in record.sends)
         size += sum(len(promise.body) for promise in record.promises)
@@ -199,7 +302,20 @@ class RemoteLedger:
             except StorageFailed as error:
                 self._fail(queue, error)
                 return
-            except Exception as error:  # also Overloaded: some records may be written, some not
+            except Overloaded as error:  # some records may be written, some not
+                # Those that have not left ran on top of them: they would be refused next.
+                on_top = [record for record, _ in self._queue if record is not None]
+                self._refusals.remember(request.records + on_top, error)
+                self._fail(
+                    queue,
+                    StorageFailed(
+                        f"{self._id} begins anew, because its shard has refused what it wrote: "
+                        f"{error.message}",
+                        details={"restart": True},
+                    ),
+                )
+                return
+            except Exception as error:
                 self._fail(
                     queue,
                     StorageFailed(

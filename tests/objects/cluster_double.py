@@ -18,6 +18,7 @@ from rayobjects.objects.context import local_router
 from rayobjects.objects.model import DurableObject
 from rayobjects.runtime import placement
 from rayobjects.runtime import router as router_module
+from rayobjects.runtime.channel import Channel
 from rayobjects.runtime.configuration import Catalog, Configuration
 from rayobjects.runtime.router import Router
 from rayobjects.runtime.stubs import Stub
@@ -157,6 +158,14 @@ class LocalCluster:
         router.serve_locally("", None)
         for channel in router._channels.values():
             channel.close()
+        make = router._new_channel
+
+        def make_closed(host: str, info: ClassInfo | None) -> Channel:
+            channel = make(host, info)
+            channel.close()
+            return channel
+
+        router._new_channel = make_closed  # type: ignore[method-assign]
 
     async def _locate(self, host: str, info: ClassInfo | None, *, again: bool) -> Handle:
         return Handle(next(each for each in self.hosts if each.name == host))

@@ -81,6 +81,8 @@ NAMES: list[str] = []
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acknowledging, "SAY_WITHIN_S", 0.05)
+    for module in (courier, host_core):
+        monkeypatch.setattr(module, "LATE_BATCH_S", 0.2)
     GATE.event, GATE.crowded = asyncio.Event(), []
     NAMES.clear()
 

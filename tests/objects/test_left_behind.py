@@ -80,6 +80,8 @@ class Parent(ro.DurableObject):
     @ro.blocking
     def hold_up(self, friend: str) -> None:
         self.count += 1
+        if HERE.held_up.is_set():
+            return  # it has been begun again
         HERE.held_up.set()
         HERE.go_on.wait(20)
         try:

@@ -307,16 +307,19 @@ def too_old(intent: Intent, now: float) -> bool:
 
 def child_base(id: ObjectId, call_id: str) -> str:
     """What the ids of the calls that a call makes begin with. An Idempotency-Key is unique within
-    its object only. What is long is hashed, but for the positions: `root_of` takes them off."""
+    its object only. What is long is hashed, but for the positions: `root_of` takes them off. So is
+    a key that ends as if it had positions, or "a/1" could be a call that "a" makes."""
     base, positions = call_id, ""
+    ambiguous = False
     if call_id.startswith("key:"):
         base = f"{id}:{call_id}"
-    if len(base) <= STEP_BASE_BYTES_MAX // 4:
+        ambiguous = _POSITIONS.search(base) is not None
+    if len(base) <= STEP_BASE_BYTES_MAX // 4 and not ambiguous:
         return base
     if base is call_id and (found := _POSITIONS.search(call_id)) is not None:
         base, positions = call_id[: found.start()], found.group()
     data = base.encode()
-    if len(data) > STEP_BASE_BYTES_MAX:
+    if len(data) > STEP_BASE_BYTES_MAX or ambiguous:
         base = f"hashed:{blake2b(data, digest_size=32).hexdigest()}"
     return base + positions
 

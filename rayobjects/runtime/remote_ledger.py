@@ -264,7 +264,7 @@ class RemoteLedger:
         self._refusals.check(record)
         size = len(record.reply) + sum(len(data) for _, _, data in record.writes)
         size += sum(len(send.data) for send in record.sends)
-        size += sum(len(promise.body) for promise in record.promises)
+        size += sum(len(promise.key) + len(promise.body) + 32 for promise in record.promises)
         if size > RECORD_BYTES_MAX:  # the shard would refuse it, when others have run on top of it
             raise InvalidCall(
                 f"what a call writes, sends and returns has at most {RECORD_BYTES_MAX:,} bytes "

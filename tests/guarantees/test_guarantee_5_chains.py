@@ -731,6 +731,9 @@ def test_guarantee_5_ids_of_calls_are_short_however_long_the_names_are() -> None
     short, long = ObjectId("Account", "a"), ObjectId("Account", "x" * 1_000)
     assert child_base(short, "key:k") == "Account/a:key:k"
     assert child_base(short, "c1.2/1/30") == "c1.2/1/30"
+    for key, child_of in [("key:a/1", "key:a"), ("key:a/1/1", "key:a/1"), ("key:a/1", "key:a/1/1")]:
+        assert not child_base(short, key).startswith(child_base(short, child_of))
+    assert root_of(short, "key:a/1") == child_base(short, "key:a/1")
     deep = "c1.2" + "/1" * 200
     assert (child_base(short, deep), root_of(short, deep)) == (deep, "c1.2")
     edge = ObjectId("Account", "é" * 90)

@@ -63,6 +63,13 @@ UNCALLED_AGAIN = Retries(first_s=1.0, longest_s=60.0)
 for long, and each attempt is logged."""
 
 
+def begin_process(host: str) -> None:
+    """Makes this process one of a host; before anything of it is made."""
+    hosts_log.begin(host)
+    gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
+    gc.freeze()  # modules stay, nobody need look at them
+
+
 class BaseHost:
     """The part of a host that does not depend on where its ledger is.
 
@@ -73,9 +80,6 @@ class BaseHost:
     on_lane = False
 
     def __init__(self, configuration: Configuration, host: str) -> None:
-        hosts_log.begin(host)
-        gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
-        gc.freeze()  # modules stay, nobody need look at them
         self.configuration = configuration
         self.host = host
         self.clock = SystemClock()

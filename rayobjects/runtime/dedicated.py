@@ -14,7 +14,7 @@ from rayobjects.objects.catalog import ObjectClass
 from rayobjects.objects.ledger import Ledger
 from rayobjects.runtime import placement
 from rayobjects.runtime.background import spawn
-from rayobjects.runtime.base_host import BaseHost
+from rayobjects.runtime.base_host import BaseHost, begin_process
 from rayobjects.runtime.class_deletion import delete_object, end_activations, messages_fetched
 from rayobjects.runtime.configuration import Configuration
 from rayobjects.runtime.remote_ledger import Refusals, RemoteLedger
@@ -26,6 +26,7 @@ class DedicatedHost(BaseHost):
     on_lane = True
 
     def __init__(self, configuration: Configuration, host: str) -> None:
+        begin_process(host)
         super().__init__(configuration, host)
         class_name, _, name = host.partition("/")
         self.id = ObjectId(class_name, name)

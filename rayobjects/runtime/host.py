@@ -16,7 +16,7 @@ from rayobjects.objects.catalog import ClassInfo, ObjectClass
 from rayobjects.objects.ledger import Ledger
 from rayobjects.runtime import placement
 from rayobjects.runtime.background import spawn
-from rayobjects.runtime.base_host import BaseHost
+from rayobjects.runtime.base_host import BaseHost, begin_process
 from rayobjects.runtime.class_deletion import ShardDeletion, end_activations
 from rayobjects.runtime.class_store import ClassStore, Deployment
 from rayobjects.runtime.configuration import Configuration, read_catalog, write_configuration
@@ -35,6 +35,7 @@ class ShardHost(BaseHost):
     """The actor `default/0003`."""
 
     def __init__(self, configuration: Configuration, host: str) -> None:
+        begin_process(host)
         super().__init__(configuration, host)
         shard = placement.shard_of_host(host)
         assert shard is not None

@@ -348,7 +348,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert "--yes" in asked.stderr
     done = run("delete-class", "Konto", "--yes")
     assert done.returncode == 0, done.stderr
-    assert "Deleted Konto and its 1 objects." in done.stderr
+    assert "Deleted Konto and its 1 object." in done.stderr
     gone = run("delete-class", "Konto", "--yes")
     assert gone.returncode == 1
     assert "no class 'Konto' is deployed" in gone.stderr

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import ray
 
-from rayobjects.errors import InvalidCall
+from rayobjects.clock import SystemClock
+from rayobjects.errors import InvalidCall, Unavailable
 from rayobjects.ids import check_object_name
 from rayobjects.messages import JSON, SYSTEM
 from rayobjects.runtime import placement
@@ -189,9 +190,20 @@ def _ask(class_name: str, name: str, method: str, encoding: int, args: bytes) ->
 
 def stop_hosts() -> None:
     """Lets every object leave, closes the storage and ends all hosts; the state stays. Callers get
-    Unavailable from now on. May be repeated, if it was cut off."""
+    Unavailable from now on. May be repeated, if it was cut off.
+
+    Raises:
+        Unavailable: a host has not ended in time; no other is made until this is repeated.
+    """
     begin_stop()
+    clock = SystemClock()
+    give_up_at = clock.monotonic() + 2 * STOP_WITHIN_S
     while hosts := placement.live_hosts():  # again for those whose making had begun
+        if clock.monotonic() > give_up_at:
+            raise Unavailable(
+                f"{', '.join(hosts[:3])} ({len(hosts):,} in all) did not end: see whether their "
+                "nodes answer, then run `rayobjects down` again"
+            )
         # Dedicated objects first: they commit through the hosts of the shards.
         shards = [host for host in hosts if placement.shard_of_host(host) is not None]
         for group in ([host for host in hosts if host not in shards], shards):

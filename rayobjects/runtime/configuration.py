@@ -87,7 +87,12 @@ def configuration_to_start() -> Configuration:
         Unavailable: the cluster's objects have been stopped, or are being stopped.
     """
     configuration = read_configuration()
-    if configuration is None or _get(_STOPPING) is not None:
+    if configuration is not None and _get(_STOPPING) is not None:
+        raise Unavailable(
+            "this cluster's objects are being stopped (`rayobjects down`): their state is in the "
+            "storage. If that was cut off, run `rayobjects down` again before you go on"
+        )
+    if configuration is None:
         raise Unavailable(
             "this cluster's objects have been stopped (`rayobjects down`): their state is in the "
             "storage, and `rayobjects serve` or ro.init(storage=…) goes on with it"

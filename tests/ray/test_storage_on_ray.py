@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from ray_cluster import RayCluster
+from served import wait_until
 
 import rayobjects as ro
 from rayobjects.runtime import admin, placement
@@ -136,7 +137,7 @@ def test_what_is_stopped_stays_stopped_though_it_is_called(tmp_path: Path, hosti
             try:
                 added.append(home.increment.remote().result(WITHIN_S))
             except ro.RayObjectsError as error:  # at first its host says that it stops
-                if "have been stopped" in error.message:
+                if "have been stopped" in error.message or "are being stopped" in error.message:
                     refused.set()
 
     callers = [threading.Thread(target=call_on) for _ in range(4)]
@@ -152,3 +153,35 @@ def test_what_is_stopped_stays_stopped_though_it_is_called(tmp_path: Path, hosti
     ro.shutdown()
     ro.init(storage=str(tmp_path))
     assert home.increment.remote().result(WITHIN_S) >= max(added) + 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_stop_that_was_cut_off_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ro.init(storage=str(tmp_path), shards=1)
+    home = ro.deploy(Counter).get("home")
+    assert home.increment.remote().result(WITHIN_S) == 1
+
+    class CutOff(Exception):
+        pass
+
+    def cut_off() -> None:
+        raise CutOff
+
+    with monkeypatch.context() as patch:
+        patch.setattr(admin, "delete_configuration", cut_off)
+        with pytest.raises(CutOff):
+            admin.stop_hosts()
+
+    def said() -> str:
+        with pytest.raises(ro.RayObjectsError) as refused:
+            home.increment.remote().result(WITHIN_S)
+        return refused.value.message
+
+    # A host that ends may still say so itself.
+    wait_until(lambda: "run `rayobjects down` again" in said(), "no host is made")
+    admin.stop_hosts()
+    ro.shutdown()
+    ro.init(storage=str(tmp_path))
+    assert home.increment.remote().result(WITHIN_S) == 2

@@ -33,11 +33,16 @@ from rayobjects.errors import (
 )
 from rayobjects.ids import ObjectId
 from rayobjects.limits import CONCURRENT_CALLS_MAX, WAITING_CALLS_MAX
-from rayobjects.messages import ERROR, JSON, PICKLE, REDIRECT, SOCKET, TURN, Call
+from rayobjects.messages import ERROR, PICKLE, REDIRECT, SOCKET, TURN, Call
 from rayobjects.objects import ending, streams
 from rayobjects.objects.chains import chain_error
 from rayobjects.objects.commit import Commit, Redirected, Respond
-from rayobjects.objects.concurrency import Concurrent, cut_all
+from rayobjects.objects.concurrency import (
+    Concurrent,
+    cut_all,
+    must_take_turn,
+    needs_no_turn,
+)
 from rayobjects.objects.context import CallContext, current_call
 from rayobjects.objects.filters import filtered
 from rayobjects.objects.hooks import run_hook, start
@@ -111,7 +116,7 @@ class Activation:
             if self._run(call, respond):
                 self._next()
             return
-        if self.ready and not self.outdated and self._needs_no_turn(call):
+        if self.ready and not self.outdated and needs_no_turn(self, call):
             self._run(call, respond)
             return
         if self._queue is None:
@@ -132,21 +137,6 @@ class Activation:
         self._queue.append((call, respond))
         if call.chain or call.encoding == TURN:
             self.host.deadlocks.watch(self, call)
-
-    def _needs_no_turn(self, call: Call) -> bool:
-        assert self.object_class is not None
-        return (
-            call.method in self.object_class.concurrent
-            and call.encoding in (PICKLE, JSON)
-            and not self._must_take_turn(call)
-        )
-
-    def _must_take_turn(self, call: Call) -> bool:
-        """Whether a call of a concurrent method runs like others all the same: a told message, for
-        one that is cut off could not be tried again, and a rerun, whose first run had the turn."""
-        if call.held and not call.chain:
-            return True
-        return bool(call.id) and self.host.intents.begun(self.id, call.id) is not None
 
     def waiting(self, call_id: str) -> Call | None:
         """The call of this id that waits for the turn."""
@@ -220,7 +210,7 @@ class Activation:
             body = to_wire(error, with_cause=call.encoding == PICKLE)
             self.reply_unwritten(ERROR, body, respond)
             return True
-        if invocation.concurrent and not self._must_take_turn(call):
+        if invocation.concurrent and not must_take_turn(self, call):
             self._run_beside(call, invocation, respond)
             return True
         begun = self.host.intents.begun(self.id, call.id) if call.id else None
@@ -283,6 +273,16 @@ class Activation:
         concurrent = Concurrent(self, call, CallContext(call, self), respond)
         self.concurrent[concurrent] = None
         concurrent.start(invocation)
+
+    def _run_all_beside(self) -> None:
+        """Those that came while the object was loading wait for no turn now that it is there."""
+        if self._queue and not self.outdated:
+            came, self._queue = self._queue, deque()
+            beside: list[tuple[Call, Respond]] = []
+            for entry in came:
+                (beside if needs_no_turn(self, entry[0]) else self._queue).append(entry)
+            for call, respond in beside:
+                self._run(call, respond)
 
     def _grant(self, waiter: Any) -> bool:
         """Gives the turn to a concurrent call; returns whether that still wants it."""
@@ -416,6 +416,7 @@ class Activation:
             self._task = None
             if not self.gone:
                 self._next()
+                self._run_all_beside()
 
     def _refuse(self, status: int, body: bytes) -> None:
         """The object cannot be activated: answers all that wait."""

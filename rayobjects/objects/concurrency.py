@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rayobjects.errors import RayObjectsError, Unavailable, from_wire, to_wire
-from rayobjects.messages import ERROR, OK, TURN, Call
+from rayobjects.messages import ERROR, JSON, OK, PICKLE, TURN, Call
 from rayobjects.objects.commit import Aborted, Respond, aborted, no_reply
 from rayobjects.objects.context import CallContext, current_call
 from rayobjects.objects.view import CommittedView, show, view_of
@@ -35,6 +35,24 @@ from rayobjects.storage.records import Record
 if TYPE_CHECKING:
     from rayobjects.objects.activation import Activation
     from rayobjects.objects.invocation import Invocation
+
+
+def needs_no_turn(activation: Activation, call: Call) -> bool:
+    """Whether the call may run beside the one that has the turn."""
+    assert activation.object_class is not None
+    return (
+        call.method in activation.object_class.concurrent
+        and call.encoding in (PICKLE, JSON)
+        and not must_take_turn(activation, call)
+    )
+
+
+def must_take_turn(activation: Activation, call: Call) -> bool:
+    """Whether a call of a concurrent method runs like others all the same: a told message, for one
+    that is cut off could not be tried again, and a rerun, whose first run had the turn."""
+    if call.held and not call.chain:
+        return True
+    return bool(call.id) and activation.host.intents.begun(activation.id, call.id) is not None
 
 
 class Concurrent:

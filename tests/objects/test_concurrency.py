@@ -151,6 +151,22 @@ def test_a_concurrent_method_reads_what_is_committed_while_another_call_runs() -
     run(main)
 
 
+def test_a_concurrent_call_that_came_while_the_object_woke_waits_for_no_other_call() -> None:
+    async def main() -> None:
+        async with LocalHost([Counter]) as host:
+            counter = host.get(Counter, "a")
+            before, held = counter.add.remote(), counter.hold.remote("reached", "go")
+            peeked, after = counter.peek.remote(), counter.add.remote()
+            peeked_again = counter.peek.remote()
+            assert await asyncio.wait_for(peeked, 5) == 1, "what came before it has run, if it can"
+            assert await asyncio.wait_for(peeked_again, 5) == 1
+            assert not held.done()
+            EVENTS["go"].set()
+            assert [await before, await held, await after] == [1, 1_001, 1_002]
+
+    run(main)
+
+
 @pytest.mark.parametrize("what", ["assign", "storage", "schedule", "tell"])
 def test_without_the_turn_nothing_can_be_written(what: str) -> None:
     async def main() -> None:

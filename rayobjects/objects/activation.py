@@ -410,8 +410,9 @@ class Activation:
         except RayObjectsError as error:
             self._refuse(ERROR, to_wire(error, with_cause=True))
         except BaseException as error:
-            wrapped = self.host.raised(f"{self.shown}.__init__", error)
-            self._refuse(ERROR, to_wire(wrapped, with_cause=True))
+            if not self.gone:
+                wrapped = self.host.raised(f"{self.shown}.__init__", error)
+                self._refuse(ERROR, to_wire(wrapped, with_cause=True))
         else:
             self._task = None
             if not self.gone:
@@ -451,7 +452,8 @@ class Activation:
         try:
             await run_hook(self, "on_stop")
         except BaseException as error:
-            self.host.raised(f"{self.id}.on_stop", error)
+            if not self.gone:
+                self.host.raised(f"{self.shown}.on_stop", error)
         self.after_sync(self._left)
 
     def _left(self) -> None:

@@ -50,6 +50,8 @@ async def start(activation: Activation, loaded: Loaded) -> None:
     except RayObjectsError:
         raise
     except BaseException as error:
+        if activation.gone:  # it is no fault of the method, and nobody waits for it
+            raise
         raise activation.host.raised(f"{activation.shown}.{step}", error) from error
 
 

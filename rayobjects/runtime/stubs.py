@@ -12,10 +12,11 @@ from typing import Any, Generic, TypeVar
 from rayobjects.errors import InvalidCall, misuse
 from rayobjects.ids import ObjectId, check_object_name
 from rayobjects.limits import CALL_BYTES_MAX, PAGE_KEYS_MAX
-from rayobjects.messages import ITEMS, PICKLE, STUB_NO_JSON, SYSTEM, WHOLE, Call
+from rayobjects.messages import ITEMS, PICKLE, SYSTEM, WHOLE, Call
 from rayobjects.objects import carried, tracing
 from rayobjects.objects.arguments import check_timeout, id_of_key, use_key
 from rayobjects.objects.context import current_call
+from rayobjects.objects.python_only import PythonOnly
 from rayobjects.runtime import process
 from rayobjects.runtime.response import Response
 from rayobjects.storage import values
@@ -101,12 +102,10 @@ class Namespace(Generic[T]):
         return (Namespace, (self.class_name,))
 
 
-class Stub:
+class Stub(PythonOnly):
     """One object, from afar: `stub.method.remote(…)` calls it."""
 
     __slots__ = ("_call_id", "_class_name", "_name", "_timeout_s")
-
-    rayobjects_no_json = STUB_NO_JSON
 
     def __init__(
         self, class_name: str, name: str, timeout_s: float = 0.0, call_id: str = ""

@@ -18,7 +18,6 @@ from rayobjects.messages import (
     NOT_AWAITED,
     OK,
     PICKLE,
-    STUB_NO_JSON,
     SYSTEM,
     WHOLE,
     Call,
@@ -27,6 +26,7 @@ from rayobjects.messages import (
 from rayobjects.objects import carried, tracing
 from rayobjects.objects.arguments import check_timeout, id_of_key, use_key
 from rayobjects.objects.context import CallContext, current_call, local_router
+from rayobjects.objects.python_only import PythonOnly
 from rayobjects.objects.reading import Opened, Reading, StreamReader, Unread, not_awaited
 from rayobjects.storage import values
 
@@ -164,12 +164,10 @@ class LocalResponse:
         return f"<LocalResponse of {self._target}, {'done' if self.done() else 'under way'}>"
 
 
-class LocalStub:
+class LocalStub(PythonOnly):
     """One object of a `LocalHost`: `await stub.method.remote(…)` calls it."""
 
     __slots__ = ("_call_id", "_class_name", "_name", "_router", "_timeout_s")
-
-    rayobjects_no_json = STUB_NO_JSON
 
     def __init__(
         self,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import logging
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import pytest
 
+import rayobjects as ro
 from rayobjects.objects.catalog import describe
 from rayobjects.objects.pickling import pickle_classes
+from rayobjects.testing import LocalHost
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -166,8 +170,6 @@ def test_they_are_checked_and_converted(
 def test_whoever_deploys_is_told_what_is_not_checked(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    import rayobjects as ro
-
     class Strange:
         pass
 
@@ -182,8 +184,6 @@ def test_whoever_deploys_is_told_what_is_not_checked(
 
 
 def test_a_type_that_is_there_for_type_checkers_only(caplog: pytest.LogCaptureFixture) -> None:
-    import rayobjects as ro
-
     class Item(TypedDict):
         price: Decimal
 
@@ -196,3 +196,26 @@ def test_a_type_that_is_there_for_type_checkers_only(caplog: pytest.LogCaptureFi
     assert info.methods["add"].parameters["properties"]["item"] == {"title": "Item"}
     assert "Shop.add takes any item over HTTP" in caplog.text
     assert "Decimal" in caplog.text
+
+
+def test_a_stub_comes_from_python_only(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with LocalHost([Guest]) as host:
+            guest, other = host.get(Guest, "a"), host.get(Guest, "b")
+            assert await guest.meet.remote(other, [other]) == ["b", "b"]
+            for arguments, field in (({"other": "b"}, "other"), ({"others": ["b"]}, "others.0")):
+                with pytest.raises(ro.InvalidCall, match="take the object's name") as refused:
+                    await host.post(guest, "meet", arguments)
+                assert refused.value.status == 422
+                assert field in refused.value.message
+
+    with caplog.at_level(logging.WARNING, "rayobjects"):
+        asyncio.run(main())
+        parameters = describe(Guest).methods["meet"].parameters
+    assert not caplog.records, "it is no mistake of the class"
+    assert "take the object's name" in json.dumps(parameters)
+
+
+class Guest(ro.DurableObject):
+    def meet(self, other: ro.Stub | None = None, others: Sequence[ro.Stub] = ()) -> list[str]:
+        return [each.id.name for each in (other, *others) if each is not None]

@@ -3,6 +3,7 @@
 Round after round, each with a seed of its own:
 
     the machine of all guarantees      random calls, sockets and disasters, without Ray
+    the machine of every method        what stands still, comes and goes, without Ray
     the tests of the storage           their random ones with many examples
     the tests under kill               hosts of a real cluster, killed again and again
 
@@ -42,11 +43,16 @@ class Part:
 
 
 def parts(examples: int, rounds: int) -> Iterator[Part]:
-    """One round. The storage's examples are slower and cover less ground each."""
+    """One round. The other examples are slower and cover less ground each."""
     yield Part(
         "guarantees",
         "tests/guarantees/test_guarantees_machine.py",
         {"RAYOBJECTS_EXAMPLES": str(examples)},
+    )
+    yield Part(
+        "everything",
+        "tests/guarantees/test_everything_machine.py",
+        {"RAYOBJECTS_EXAMPLES": str(max(1, examples // 5))},
     )
     yield Part("storage", "tests/storage", {"RAYOBJECTS_EXAMPLES": str(max(1, examples // 5))})
     if rounds:

@@ -11,7 +11,9 @@ brings socket messages to gateways).
 
 States: CONNECTED → (any failure, or `stale`) → CONNECTING → CONNECTED. Connecting begins a new
 session: all calls without a reply are sent again, in their order and with their ids, so the host
-answers from what it remembers or from the journal and runs none twice.
+answers from what it remembers or from the journal and runs none twice. They may need several
+batches: one whose reply comes before its turn is not sent again, for with the acknowledgement of
+the reply the host forgets the call.
 
 Streams: OPENED and items come before the reply of a call, in order. A call of which items have come
 is sent again with their number, so that a host which does not have it any more ends the stream.
@@ -103,6 +105,9 @@ class CallerChannel:
         self._flush_due = False
         self._waiting: dict[int, _Waiting] = {}
         self._queue: deque[Call] = deque()
+        # What a session sends again, before the queue. By their numbers, since a call that was
+        # answered meanwhile may be on its way elsewhere, under another one.
+        self._again: deque[tuple[int, Call]] = deque()
         self._acks: list[int] = []
         self._credits: dict[int, int] = {}
         self._cancels: dict[int, None] = {}
@@ -205,7 +210,8 @@ class CallerChannel:
             return False
         if call.number > self._sent_until:
             del self._waiting[call.number]
-            self._queue.remove(call)
+            if call.number > self._resent_until:  # else it is among those that are sent again
+                self._queue.remove(call)
             waiting.replied(taken_back(call))
             return True
         if not waiting.cancelled:
@@ -223,7 +229,7 @@ class CallerChannel:
     @property
     def _has_something(self) -> bool:
         """Whether there is something to send."""
-        return bool(self._queue or self._credits or self._cancels)
+        return bool(self._queue or self._again or self._credits or self._cancels)
 
     def _flush(self) -> None:
         self._flush_due = False
@@ -234,21 +240,35 @@ class CallerChannel:
             self._under_way += 1
             self._spawn(self._send_batch(self._next_batch(), self._session))
 
-    def _next_batch(self) -> Batch:
-        queue = self._queue
+    def _next_calls(self) -> list[Call]:
+        """Takes those that a batch has room for."""
+        queue, again = self._queue, self._again
         if (
-            len(queue) <= BATCH_CALLS_MAX
+            not again
+            and len(queue) <= BATCH_CALLS_MAX
             and sum(len(call.args) for call in queue) < BATCH_BYTES_MAX
         ):
             calls = list(queue)
             queue.clear()
-        else:
-            calls, size = [], 0
-            while queue and len(calls) < BATCH_CALLS_MAX:
-                size += len(queue[0].args)
-                if calls and size > BATCH_BYTES_MAX:
-                    break
-                calls.append(queue.popleft())
+            return calls
+        calls, size = [], 0
+        while (again or queue) and len(calls) < BATCH_CALLS_MAX:
+            if again and again[0][0] not in self._waiting:
+                again.popleft()  # its reply has come: the host may have forgotten it, and run it
+                continue
+            call = again[0][1] if again else queue[0]
+            size += len(call.args)
+            if calls and size > BATCH_BYTES_MAX:
+                break
+            calls.append(call)
+            if again:
+                again.popleft()
+            else:
+                queue.popleft()
+        return calls
+
+    def _next_batch(self) -> Batch:
+        calls = self._next_calls()
         if calls and calls[-1].number > self._sent_until:
             self._sent_until = calls[-1].number
         acks, self._acks = self._acks, []
@@ -265,6 +285,7 @@ class CallerChannel:
         """Those of calls that are not in the queue any more: they come behind their calls."""
         cancels, self._cancels = self._cancels, {}
         unsent = {call.number for call in self._queue}
+        unsent.update(number for number, _ in self._again)
         self._cancels = {number: None for number in cancels if number in unsent}
         calls = [
             waiting.call
@@ -397,7 +418,8 @@ class CallerChannel:
         self._late = set()
         self._polling = None
         self._sockets_told = False
-        self._queue = deque(waiting.call for waiting in self._waiting.values())
+        self._queue.clear()
+        self._again = deque((number, waiting.call) for number, waiting in self._waiting.items())
         self._credits = {
             number: waiting.credit for number, waiting in self._waiting.items() if waiting.credit
         }
@@ -415,6 +437,7 @@ class CallerChannel:
         upto = self._resent_until if resent_only else self._number
         self._waiting = {n: each for n, each in waiting.items() if n > upto}
         self._queue.clear()
+        self._again.clear()
         self._credits.clear()
         self._cancels.clear()
         for number, each in waiting.items():

@@ -124,7 +124,16 @@ CONCURRENT_CALLS_MAX = 1_000
 """Calls of concurrent methods that one object runs at once."""
 
 BLOCKING_THREADS_MAX = 32
-"""Threads of a host for methods that are marked `blocking`; further such calls wait."""
+"""Threads of a host on which methods marked `blocking` compute at once, for each depth of the calls
+(`objects.threads`); further such calls wait. They share one interpreter, so more would not make
+them faster."""
+
+BLOCKING_THREADS_HELD_MAX = 256
+"""Such threads of one depth together with those whose methods wait for other objects: 20 KB each
+beside what the method holds."""
+
+BLOCKING_THREAD_WAIT_S = 30.0
+"""For so long a call waits for a thread where all of these are held; then it is refused."""
 
 STREAM_ITEMS_AHEAD_MAX = 64
 """Items that a stream's method runs ahead of its reader: enough to keep a reader busy that is a few
@@ -288,6 +297,7 @@ assert 16 * LOG_ENTRY_CHARACTERS_MAX < LOG_READ_BYTES_MAX < LOG_BYTES_MAX
 assert CALL_BYTES_MAX < FINISHED_BYTES_MAX // 2
 assert FINISHED_CALLS_MAX * FINISHED_REPLY_BYTES_SMALL < FINISHED_BYTES_MAX // 2
 assert FINISHED_WINDOW_S < HELD_WINDOW_S
+assert BLOCKING_THREADS_MAX < BLOCKING_THREADS_HELD_MAX
 assert POLL_S < STREAM_SILENT_S < STREAM_STALLED_S
 assert STREAM_ITEM_BYTES_MAX < CALL_BYTES_MAX
 assert POLL_S < GATEWAY_SUSPECT_S < GATEWAY_SILENT_S < FINISHED_WINDOW_S

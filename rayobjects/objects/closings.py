@@ -5,15 +5,21 @@ many calls waiting, the disk is full, its `on_start` does not find its database.
 again, later and later, until the object has taken it, or no longer knows the socket. Each socket
 has at most one such call under way, however often it is found to be gone.
 
+What does not pass: the object says that it does not know the socket; or there is no class that
+takes sockets. The latter comes as an InvalidCall with status 404. But `on_start` may raise the
+same, where it calls an object whose class is not there yet. So then the class itself is looked at.
+
 The host may die at any time: the socket is still in the storage then, so the next host finds it
 gone as this one did.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
-from rayobjects.errors import info_from_wire
+from rayobjects.errors import InvalidCall, info_from_wire
+from rayobjects.ids import ObjectId
 from rayobjects.messages import ERROR, OK, SOCKET, TEXT, Call, SocketEvent, encode
 
 if TYPE_CHECKING:
@@ -29,10 +35,16 @@ Entry = tuple[str, str, str]
 """(class name, object name, socket id)."""
 
 
-def is_final(body: bytes) -> bool:
-    """Whether an error that answers `on_close` will stay the answer: the object does not know the
-    socket, or there is no such class."""
-    return info_from_wire(body).kind == "InvalidCall"
+def is_gone(body: bytes) -> bool:
+    """Whether an error that answers `on_close` says that the object does not know the socket."""
+    return info_from_wire(body).details.get("socket") == "gone"
+
+
+def may_have_no_class(body: bytes) -> bool:
+    """Whether an error that answers `on_close` may mean that there is no class that takes sockets;
+    or it is what the object's `on_start` has raised."""
+    info = info_from_wire(body)
+    return info.kind == "InvalidCall" and info.status == 404
 
 
 class Closings:
@@ -43,6 +55,7 @@ class Closings:
         self._under_way: set[tuple[Entry, str]] = set()
         self._again: dict[tuple[Entry, str], tuple[float, float]] = {}
         """Those that failed: → (when to try again, how long to wait after that)."""
+        self._looking: set[asyncio.Task[None]] = set()
 
     def close(self, entry: Entry, gateway: str) -> None:
         """Tells the object that the socket of this gateway is gone, unless it is being told."""
@@ -66,14 +79,40 @@ class Closings:
         self._under_way.add((entry, gateway))
 
         def replied(status: int, body: bytes, sequence: int) -> None:
-            self._under_way.discard((entry, gateway))
             if status == OK:
-                return
-            if status == ERROR and not is_final(body):
-                self._again[entry, gateway] = (self._core.clock.monotonic() + delay_s, delay_s * 2)
-                return
-            held = self._core.gateways.sockets.get(gateway)
-            if held is not None:
-                held.discard(entry)
+                self._under_way.discard((entry, gateway))
+            elif status != ERROR or is_gone(body):
+                self._forget(entry, gateway)
+            elif may_have_no_class(body):
+                look = asyncio.ensure_future(self._look(entry, gateway, delay_s))
+                self._looking.add(look)
+                look.add_done_callback(self._looking.discard)
+            else:
+                self._later(entry, gateway, delay_s)
 
         self._core.submit(call, replied, True, False)
+
+    def _later(self, entry: Entry, gateway: str, delay_s: float) -> None:
+        self._under_way.discard((entry, gateway))
+        self._again[entry, gateway] = (self._core.clock.monotonic() + delay_s, delay_s * 2)
+
+    def _forget(self, entry: Entry, gateway: str) -> None:
+        """There is nothing more to tell."""
+        self._under_way.discard((entry, gateway))
+        held = self._core.gateways.sockets.get(gateway)
+        if held is not None:
+            held.discard(entry)
+
+    async def _look(self, entry: Entry, gateway: str, delay_s: float) -> None:
+        """Tells the object again, unless it has no class that takes sockets."""
+        try:
+            object_class = await self._core.class_for(ObjectId(*entry[:2]))
+            takes_sockets = object_class.info.sockets
+        except InvalidCall as error:
+            takes_sockets = error.status != 404
+        except Exception:  # its module raises, or the object has moved
+            takes_sockets = True
+        if takes_sockets:
+            self._later(entry, gateway, delay_s)
+        else:
+            self._forget(entry, gateway)

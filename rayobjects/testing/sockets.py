@@ -35,7 +35,7 @@ from rayobjects.messages import (
     encode,
     encode_json,
 )
-from rayobjects.objects.closings import LOST, is_final
+from rayobjects.objects.closings import LOST, is_gone, may_have_no_class
 from rayobjects.objects.delivery import Delivery, Position
 from rayobjects.testing.channel import LocalChannel
 
@@ -47,8 +47,10 @@ Message = str | bytes
 GONE = (1012, "the object does not know this socket any more")
 SLOW = (1013, "reads too slowly")
 
-AGAIN_S = 0.01
-"""The pause before an object is told again that a socket has closed."""
+AGAIN_FIRST_S = 0.01
+AGAIN_MAX_S = 1.0
+"""The pauses, in real time, before an object is told again that a socket has closed: each is twice
+as long as the one before."""
 
 
 class LocalSocket:
@@ -282,14 +284,25 @@ class LocalGateway:
     async def tell_closed(self, socket: LocalSocket, code: int, reason: str) -> None:
         """Tells the object that the socket is closed, as often as it takes; only then does the
         gateway forget it."""
+        delay_s = AGAIN_FIRST_S
         try:
             while True:
                 reply = await self.call(socket, "on_close", code=code, data=reason.encode())
-                if reply.status == OK or is_final(reply.body):
+                if reply.status == OK or is_gone(reply.body):
                     return
-                await asyncio.sleep(AGAIN_S)
+                if may_have_no_class(reply.body) and not await self._takes_sockets(socket):
+                    return
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, AGAIN_MAX_S)
         finally:
             self.forget(socket)
+
+    async def _takes_sockets(self, socket: LocalSocket) -> bool:
+        """Whether there is a class, and one that takes sockets."""
+        try:
+            return (await self._host.classes.get(socket.object_id.class_name)).info.sockets
+        except InvalidCall:
+            return False
 
     def tell_closed_soon(self, socket: LocalSocket, code: int, reason: str) -> None:
         """The same in the background."""

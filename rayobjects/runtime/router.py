@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from rayobjects.clock import Clock, SystemClock
 from rayobjects.errors import InvalidCall, RayObjectsError, Unavailable
 from rayobjects.ids import ObjectId
@@ -26,7 +24,6 @@ from rayobjects.objects.caller_channel import TAKEN_BACK, Replied, taken_back
 from rayobjects.objects.catalog import ClassInfo
 from rayobjects.objects.context import CallContext
 from rayobjects.objects.reading import Following, Reading, ask
-from rayobjects.objects.sockets import farewells
 from rayobjects.runtime import placement
 from rayobjects.runtime.asking import answer_of
 from rayobjects.runtime.background import spawn
@@ -39,15 +36,13 @@ from rayobjects.runtime.configuration import (
     read_configuration,
 )
 from rayobjects.runtime.follow import Follow
+from rayobjects.runtime.gateway_sockets import GatewaySockets
 
 if TYPE_CHECKING:
     from rayobjects.objects.host_core import HostCore
 
 REDIRECTS_MAX = 8
 """How often a call follows its class to another hosting before it gives up."""
-
-LAST_SEQUENCE = 2**63 - 1
-"""Behind every sequence of a record: for the very last message to a socket."""
 
 REDIRECT_AGAIN_S = 0.1
 """The pause before a repeated redirection, times their number."""
@@ -67,9 +62,6 @@ class Router:
         self.id = id
         self.loop = loop
         self.configuration = configuration
-        self._on_push: Callable[[Push], None] | None = None
-        self._on_unknown: Callable[[list[tuple[str, str, str]]], None] = lambda sockets: None
-        self._names: dict[str, set[str]] = {}
         self.clock = clock
         self._thread = 0
         self._channels: dict[str, Channel] = {}
@@ -78,7 +70,7 @@ class Router:
         self._inbox: deque[tuple[Call, Replied, CallContext | None]] = deque()
         self._inbox_due = False
         self._wakes: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-        self._open_sockets: set[tuple[str, str, str]] = set()
+        self._sockets = GatewaySockets(self)
         self._local_host = ""
         self._local_core: HostCore | None = None
         self._local_calls = 0
@@ -235,8 +227,7 @@ class Router:
         if configuration is not None:
             self.configuration = configuration
         self._catalog = await asyncio.to_thread(read_catalog)
-        for socket in self._open_sockets:  # their class may have been unknown, or have moved
-            self._keep_standing(*socket)
+        self._sockets.look_again()
 
     def know(self, classes: list[ClassInfo]) -> None:
         """These have just been deployed from here: the next call must find them as they are."""
@@ -282,6 +273,20 @@ class Router:
             channel = self._channels[host] = self._new_channel(host, info)
         return channel
 
+    @property
+    def channels(self) -> Iterable[Channel]:
+        """Those that there are."""
+        return self._channels.values()
+
+    def channel_of(self, class_name: str, name: str) -> tuple[str, Channel] | None:
+        """The key of an object's class, and the channel to its host; None if there is no such
+        class, as far as known here."""
+        info = self._catalog.find(class_name)
+        if info is None:
+            return None
+        host = placement.host_of(ObjectId(info.key, name), info, self.configuration)
+        return info.key, self._channel(host, info)
+
     def _new_channel(self, host: str, info: ClassInfo | None) -> Channel:
         dedicated = info if placement.shard_of_host(host) is None else None
         attempts = itertools.count()
@@ -291,7 +296,7 @@ class Router:
             try:
                 return await placement.locate(host, dedicated, again=again)
             except InvalidCall:  # the class is gone, and so are its objects
-                self._close_sockets(self._channels[host].sockets)
+                self._sockets.forsaken(self._channels[host].sockets)
                 raise
 
         return Channel(self, host, locate, self.clock, self.configuration.unavailable_after_s)
@@ -347,64 +352,29 @@ class Router:
     def on_push(self) -> Callable[[Push], None] | None:
         """What takes socket messages; a gateway sets it. They come under each name that the
         object's class had when a socket was opened here."""
-        return self._pushed if self._on_push is not None else None
+        return self._sockets.pushed if self._sockets.on_push is not None else None
 
     @on_push.setter
     def on_push(self, take: Callable[[Push], None] | None) -> None:
-        self._on_push = take
+        self._sockets.on_push = take
 
     @property
     def on_unknown(self) -> Callable[[list[tuple[str, str, str]]], None]:
         """What takes the sockets that no object knows; a gateway sets it. They too come under each
         name."""
-        return self._unknown
+        return self._sockets.unknown
 
     @on_unknown.setter
     def on_unknown(self, take: Callable[[list[tuple[str, str, str]]], None]) -> None:
-        self._on_unknown = take
-
-    def _unknown(self, sockets: list[tuple[str, str, str]]) -> None:
-        self._on_unknown(
-            [
-                (class_name, name, socket)
-                for class_key, name, socket in sockets
-                for class_name in self._names.get(class_key, (class_key,))
-            ]
-        )
-
-    def _pushed(self, push: Push) -> None:
-        assert self._on_push is not None
-        for class_name in self._names.get(push.class_name, (push.class_name,)):
-            self._on_push(msgspec.structs.replace(push, class_name=class_name))
+        self._sockets.on_unknown = take
 
     def socket_opened(self, class_name: str, name: str, socket: str) -> None:
         """Keeps a standing request to the object's host, from before its on_connect is sent."""
-        self._open_sockets.add((class_name, name, socket))
-        self._keep_standing(class_name, name, socket)
-
-    def _keep_standing(self, class_name: str, name: str, socket: str) -> None:
-        info = self._catalog.find(class_name)
-        if info is not None:
-            if info.key != class_name:  # pushes name the object by its key
-                self._names.setdefault(info.key, {info.key}).add(class_name)
-            host = placement.host_of(ObjectId(info.key, name), info, self.configuration)
-            channel = self._channel(host, info)
-            channel.sockets.add((info.key, name, socket))
-            channel.need_poll()
-
-    def _close_sockets(self, sockets: Iterable[tuple[str, str, str]]) -> None:
-        """There is nobody any more who could close them."""
-        if self._on_push is not None:
-            for class_key, name in {(class_key, name) for class_key, name, _ in sockets}:
-                for send in farewells([self.id]):
-                    self._pushed(Push(class_key, name, LAST_SEQUENCE, 0, send))
+        self._sockets.opened((class_name, name, socket))
 
     def socket_closed(self, class_name: str, name: str, socket: str) -> None:
         """The object has been told that the socket is closed."""
-        self._open_sockets.discard((class_name, name, socket))
-        info = self._catalog.find(class_name)
-        for channel in self._channels.values():
-            channel.sockets.discard((info.key if info is not None else class_name, name, socket))
+        self._sockets.closed((class_name, name, socket))
 
     # -- the cluster ------------------------------------------------------------------------------
 

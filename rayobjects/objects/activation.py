@@ -33,13 +33,14 @@ from rayobjects.errors import (
 )
 from rayobjects.ids import ObjectId
 from rayobjects.limits import CONCURRENT_CALLS_MAX, WAITING_CALLS_MAX
-from rayobjects.messages import ERROR, PICKLE, REDIRECT, SOCKET, TURN, Call
+from rayobjects.messages import ERROR, PICKLE, REDIRECT, SCHEDULED, SOCKET, TURN, Call
 from rayobjects.objects import ending, streams
 from rayobjects.objects.chains import chain_error
 from rayobjects.objects.commit import Commit, Redirected, Respond
 from rayobjects.objects.concurrency import (
     Concurrent,
     cut_all,
+    cut_off,
     must_take_turn,
     needs_no_turn,
 )
@@ -66,23 +67,24 @@ class Activation:
     """One live object. Made by the host core only."""
 
     __slots__ = (
-        "_queue",
-        "_task",
         "busy",
         "concurrent",
         "deleted",
         "gone",
+        "hook",
         "host",
         "id",
         "instance",
         "object_class",
         "outdated",
         "pending",
+        "queue",
         "ready",
         "running",
         "sockets",
         "state",
         "tail",
+        "task",
         "used_at",
     )
 
@@ -100,29 +102,34 @@ class Activation:
         self.deleted = False
         self.ready = False
         self.running: CallContext | None = None
+        self.hook: CallContext | None = None
         self.concurrent: dict[Concurrent, None] | None = None
         self.pending = 0
         self.tail: Commit | None = None
         self.used_at = host.now
-        self._queue: deque[tuple[Call, Respond]] | None = None
-        self._task: asyncio.Task[None] | None = asyncio.ensure_future(self._start())
+        self.queue: deque[tuple[Call, Respond]] | None = None
+        self.task: asyncio.Task[None] | None = asyncio.ensure_future(self._start())
 
     # -- the turn ---------------------------------------------------------------------------
 
-    def submit(self, call: Call, respond: Respond) -> None:
-        """Runs the call now if it is the object's turn to, or if it needs none; else it waits."""
+    def submit(self, call: Call, respond: Respond, again: bool = False) -> None:
+        """Runs the call now if it is the object's turn to, or if it needs none; else it waits.
+
+        Args:
+            again: it has waited before, in an activation that has left.
+        """
         if not self.busy:
             self.busy = True
             if self._run(call, respond):
                 self._next()
             return
-        if self.ready and not self.outdated and needs_no_turn(self, call):
+        if self._takes_beside() and needs_no_turn(self, call):
             self._run(call, respond)
             return
-        if self._queue is None:
-            self._queue = deque()
+        if self.queue is None:
+            self.queue = deque()
         closing = call.encoding == SOCKET and call.method == "on_close"  # bounded by its sockets
-        if len(self._queue) >= WAITING_CALLS_MAX and not closing:
+        if len(self.queue) >= WAITING_CALLS_MAX and not (closing or again):
             error = Overloaded(
                 f"{self.id} has {WAITING_CALLS_MAX:,} waiting calls: back off and try again, or "
                 "spread the work over more objects"
@@ -134,61 +141,23 @@ class Activation:
             if circle is not None:
                 respond(ERROR, to_wire(circle, with_cause=False), 0)
                 return
-        self._queue.append((call, respond))
+        self.queue.append((call, respond))
         if call.chain or call.encoding == TURN:
             self.host.deadlocks.watch(self, call)
 
-    def waiting(self, call_id: str) -> Call | None:
-        """The call of this id that waits for the turn."""
-        for call, _ in self._queue or ():
-            if call.id == call_id:
-                return call
-        return None
-
-    def give_up(self, call: Call, error: RayObjectsError) -> bool:
-        """Ends a call that waits, or runs and can be ended: it is rolled back, and its caller gets
-        the error. Returns whether there was such a call."""
-        for entry in self._queue or ():
-            if entry[0] is call:
-                assert self._queue is not None
-                self._queue.remove(entry)
-                entry[1](ERROR, to_wire(error, with_cause=False), 0)
-                return True
-        for context, task in self._running():
-            if context.call is call and task is not None:
-                context.ending = error
-                if context.started:  # else it sees that it is to end when it begins
-                    task.cancel()
-                return True
-        return False
-
-    def _running(self) -> list[tuple[CallContext, asyncio.Task[None] | None]]:
-        """The calls that run and can be waited for, that with the turn first."""
-        found = [] if self.running is None else [(self.running, self._task)]
-        return found + [(each.context, each.task) for each in self.concurrent or ()]
-
-    def running_call(self, call_id: str) -> CallContext | None:
-        """The call of this id that runs."""
-        for context, _ in self._running():
-            if context.call.id == call_id:
-                return context
-        return None
-
     def _next(self) -> None:
         """The turn is free: gives it to the calls that wait."""
-        queue = self._queue
+        queue = self.queue
         while not self.outdated and queue:
             call, respond = queue.popleft()
             if not self._run(call, respond):
                 return
         self.used_at = self.host.now
         if queue is not None and not queue:
-            self._queue = None
-        if self.outdated and not self.gone:
-            self.busy = False
+            self.queue = None
+        self.busy = False
+        if (self.outdated or self.host.stopping) and not self.gone:
             self.retire()
-        else:
-            self.busy = False
 
     def _run(self, call: Call, respond: Respond) -> bool:
         """Runs one call; returns whether the turn is free again (else a task carries on)."""
@@ -235,7 +204,7 @@ class Activation:
 
     def _begin_slowly(self, invocation: Invocation, context: CallContext, respond: Respond) -> None:
         self.running = context
-        self._task = asyncio.ensure_future(self._run_slowly(invocation, context, respond))
+        self.task = asyncio.ensure_future(self._run_slowly(invocation, context, respond))
 
     async def _run_slowly(
         self, invocation: Invocation, context: CallContext, respond: Respond
@@ -250,7 +219,7 @@ class Activation:
             ending.failed(self, context, respond, error)
         else:
             ending.returned(self, invocation, context, respond, result)
-        self._task = None
+        self.task = None
         self.turn_ended()
 
     def turn_ended(self) -> None:
@@ -260,6 +229,11 @@ class Activation:
             self._next()
 
     # -- beside the turn ------------------------------------------------------------------------
+
+    def _takes_beside(self) -> bool:
+        """Whether calls that need no turn may run: the object is there. One that is to leave does
+        not wait for them, but waits for the call that has the turn, and they need not."""
+        return self.ready and (not self.outdated or self.running is not None)
 
     def _run_beside(self, call: Call, invocation: Invocation, respond: Respond) -> None:
         if self.concurrent is None:
@@ -276,11 +250,11 @@ class Activation:
 
     def _run_all_beside(self) -> None:
         """Those that came while the object was loading wait for no turn now that it is there."""
-        if self._queue and not self.outdated:
-            came, self._queue = self._queue, deque()
+        if self.queue and self._takes_beside():
+            came, self.queue = self.queue, deque()
             beside: list[tuple[Call, Respond]] = []
             for entry in came:
-                (beside if needs_no_turn(self, entry[0]) else self._queue).append(entry)
+                (beside if needs_no_turn(self, entry[0]) else self.queue).append(entry)
             for call, respond in beside:
                 self._run(call, respond)
 
@@ -309,8 +283,13 @@ class Activation:
     def _cut_concurrent(self) -> None:
         """The object leaves: its concurrent calls begin again elsewhere, or are cut off."""
         again = cut_all(self)
-        if again and not self.host.released:
-            self._queue = deque([*(self._queue or ()), *again])
+        if not self.host.stopping:
+            self.queue = deque([*(self.queue or ()), *again])
+            return
+        for call, respond in again:  # others are sent again, to the host that comes
+            if call.chain:  # whoever waits for it has to leave as well
+                error = cut_off(self, call, committed=False)
+                respond(ERROR, to_wire(error, with_cause=False), 0)
 
     async def invoke(self, invocation: Invocation) -> Any:
         """Runs the method here, or for an object that reads by key on the host's lane."""
@@ -325,6 +304,7 @@ class Activation:
     def commit_end(self, record: Record, context: CallContext, respond: Respond) -> None:
         """Commits the record with which a call ends."""
         call, begun = context.call, context.begun
+        record.delete = record.delete or self.deleted  # nothing that ends late brings it back
         record.held = call.held
         record.arguments_hash = call.arguments_hash
         if begun is not None and begun.intent is not None:
@@ -414,7 +394,7 @@ class Activation:
                 wrapped = self.host.raised(f"{self.shown}.__init__", error)
                 self._refuse(ERROR, to_wire(wrapped, with_cause=True))
         else:
-            self._task = None
+            self.task = None
             if not self.gone:
                 self._next()
                 self._run_all_beside()
@@ -425,9 +405,12 @@ class Activation:
             return
         self.gone = True
         self.host.dropped(self)
-        for _, respond in self._queue or ():
-            respond(status, body, 0)
-        self._queue = None
+        waiting, self.queue = self.queue or (), None
+        if status == REDIRECT:
+            for _, respond in waiting:
+                respond(REDIRECT, b"", 0)
+        for _, respond in waiting if status != REDIRECT else ():  # a hook may have said what it saw
+            self.reply_unwritten(status, body, respond)
 
     def retire(self) -> None:
         """Takes the idle object out of memory; calls that come meanwhile go to its next
@@ -444,7 +427,7 @@ class Activation:
         self._cut_concurrent()
         stops = self.object_class is not None and self.object_class.hook("on_stop") is not None
         if stops and not self.deleted and self.state.aborted is None:  # it must not come back
-            self._task = asyncio.ensure_future(self._stop())
+            self.task = asyncio.ensure_future(self._stop())
         else:
             self._left()
 
@@ -460,22 +443,25 @@ class Activation:
         if self.gone:
             return
         self.gone = True
-        self._task = None
+        self.task = None
         self.host.dropped(self)
-        for call, respond in self._queue or ():
-            self.host.resubmit(call, respond)
-        self._queue = None
+        waiting, self.queue = self.queue or (), None
+        for call, respond in waiting:
+            if call.encoding == TURN or (self.deleted and call.encoding == SCHEDULED):
+                respond(REDIRECT, b"", 0)  # its call was cut; or its schedule is deleted, too
+            else:
+                self.host.resubmit(call, respond, True)
 
     def abandon(self) -> None:
         """The journal failed: forgets everything; whoever waits has been answered or asks again."""
         self.gone = True
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+        if self.task is not None:
+            self.task.cancel()
+            self.task = None
         running, self.concurrent = self.concurrent or {}, None
         for each in running:
             each.cut()
-        queue, self._queue = self._queue, None
+        queue, self.queue = self.queue, None
         for _, respond in queue or ():
             error = self.host.ledger.failed
             assert error is not None

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayobjects.errors import RayObjectsError, Unavailable, from_wire, to_wire
 from rayobjects.messages import ERROR, JSON, OK, PICKLE, TURN, Call
+from rayobjects.objects.cancelling import withdraw
 from rayobjects.objects.commit import Aborted, Respond, aborted, no_reply
 from rayobjects.objects.context import CallContext, current_call
 from rayobjects.objects.view import CommittedView, show, view_of
@@ -35,6 +36,9 @@ from rayobjects.storage.records import Record
 if TYPE_CHECKING:
     from rayobjects.objects.activation import Activation
     from rayobjects.objects.invocation import Invocation
+
+
+ENDED = "this call has ended, and its tasks cannot take the turn"
 
 
 def needs_no_turn(activation: Activation, call: Call) -> bool:
@@ -62,7 +66,7 @@ class Concurrent:
         activation: of its object.
         blocks: how many of its blocks have written.
         stream: whether it hands out items: then it cannot begin again.
-        waits: whether it waits for the turn.
+        waiter: what stands for it in the object's queue; None unless it waits for the turn.
         holds: whether it has the turn.
     """
 
@@ -79,7 +83,7 @@ class Concurrent:
         "respond",
         "stream",
         "task",
-        "waits",
+        "waiter",
     )
 
     def __init__(
@@ -94,7 +98,7 @@ class Concurrent:
         self.task: asyncio.Task[None] | None = None
         self.blocks = 0
         self.stream = False
-        self.waits = False
+        self.waiter: _Waiter | None = None
         self.holds = False
         self.cut_off = False
         self.aborted = False
@@ -118,6 +122,8 @@ class Concurrent:
         except BaseException as error:
             failure = error
         context.closed = True
+        if self.waiter is not None:  # a task of it, which the turn must not come to any more
+            self.waiter.refuse(RuntimeError(ENDED))
         if self.holds:  # the lane was cancelled between the block and its end
             try:
                 self.give(failure or asyncio.CancelledError())
@@ -140,16 +146,15 @@ class Concurrent:
 
         Raises:
             Overloaded: too many calls wait.
-            RuntimeError: the call has the turn.
+            RuntimeError: the call has the turn, or it ends before it comes to it.
         """
-        if self.holds or self.waits:
+        if self.holds or self.waiter is not None:
             raise RuntimeError("this call has the turn, or waits for it")
         if self.context.closed:
-            raise RuntimeError("this call has ended, and its tasks cannot take the turn")
+            raise RuntimeError(ENDED)
         if self.cut_off or self.activation.gone:
             raise asyncio.CancelledError
-        waiter = _Waiter(self)
-        self.waits = True
+        waiter = self.waiter = _Waiter(self)
         try:
             self.activation.submit(
                 Call(0, *self.activation.id, self.call.method, TURN, b"", self.call.id), waiter
@@ -160,7 +165,9 @@ class Concurrent:
                 self.give(asyncio.CancelledError())
             raise
         finally:
-            self.waits = False
+            self.waiter = None
+            if not self.holds:
+                withdraw(self.activation, waiter)
 
     def granted(self) -> None:
         """The turn is this call's."""
@@ -230,13 +237,14 @@ class _Waiter:
         self.future.set_result(None)
         return True
 
-    def __call__(self, status: int, body: bytes, sequence: int) -> None:
+    def refuse(self, error: BaseException) -> None:
+        """It gets the turn no more."""
         if not self.future.done():
-            self.future.set_exception(
-                from_wire(body)
-                if status == ERROR
-                else cut_off(self.concurrent.activation, self.call)
-            )
+            self.future.set_exception(error)
+
+    def __call__(self, status: int, body: bytes, sequence: int) -> None:
+        left = cut_off(self.concurrent.activation, self.call)
+        self.refuse(from_wire(body) if status == ERROR else left)
 
 
 class Turn:

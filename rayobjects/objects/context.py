@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from rayobjects.objects.concurrency import Concurrent
 
 NO_CALL = Call(0, "", "", "", 0, b"")
-"""Stands for what the runtime runs by itself (on_start, on_stop)."""
+"""Stands for what the runtime runs by itself (on_start, on_stop). It has no id, for it is not run
+again by the host when that has died."""
 
 
 class CallContext:
@@ -38,6 +39,7 @@ class CallContext:
         ending: why it is being cancelled; None while it is not.
         started: its task has begun; one that has not must not be cancelled, for it would never run.
         closed: its method has ended; a task that outlives it is nobody's.
+        hook: names it among others if it is no call but a hook; "" for calls.
         awaits: id → (class, name) of the calls that it made and awaits at this moment.
     """
 
@@ -54,6 +56,7 @@ class CallContext:
         "closed",
         "concurrent",
         "ending",
+        "hook",
         "now",
         "started",
     )
@@ -68,6 +71,7 @@ class CallContext:
         self.ending: RayObjectsError | None = None
         self.started = False
         self.closed = False
+        self.hook = ""
         self.awaits: dict[str, tuple[str, str]] = {}
         self.now = activation.host.clock.now() if begun is None else begun.now
         self._children: list[Callable[[], object]] | None = None
@@ -103,10 +107,11 @@ class CallContext:
 
     def child_id(self) -> str:
         """The id of the next call that this call makes: it follows from its own id and position,
-        so that a repetition of the call makes the same ones."""
+        so that a repetition of the call makes the same ones. Those of a hook are never repeated,
+        and have ids so that circles are found."""
         self._position += 1
         if not self.call.id:
-            return ""
+            return f"{self.hook}/{self._position}" if self.hook else ""
         return f"{intents.child_base(self.activation.id, self.call.id)}/{self._position}"
 
     def adopt(self, call: Call, values: Any) -> None:
@@ -123,7 +128,7 @@ class CallContext:
         if self.call.expires_at:  # whoever waits for this call waits no longer for that one
             left_s = max(0.001, self.call.expires_at - self.activation.host.clock.monotonic())
             call.timeout_s = min(call.timeout_s or left_s, left_s)
-        if call.id:
+        if self.call.id:
             call.held = True
             call.arguments_hash = hash_of(call.method, values)
 
@@ -158,9 +163,8 @@ class CallContext:
     def leave(self, call: Call, send: Callable[[], None], replied: Callable[[Any], None]) -> None:
         """Runs `send`, which sends a call that this one makes, once everything is on disk that the
         object has committed (guarantee 4), and that this call is made (guarantee 5)."""
-        if (
-            call.id and self.concurrent is None and not self.closed
-        ):  # such a call is not run again by its host
+        held = self.call.id and call.id  # what others than calls make is not made again
+        if held and self.concurrent is None and not self.closed:
             intents.leave(self.activation, self, call, send, replied)
         elif self.closed and self.activation.gone and self.activation.host.failed is None:
             send()  # nobody's, and the object has left in order: all that it had seen is on disk

@@ -24,6 +24,7 @@ from rayobjects.errors import Deadlock, RayObjectsError
 from rayobjects.ids import ObjectId
 from rayobjects.limits import CHAIN_DEPTH_MAX, PROBE_EVERY_S
 from rayobjects.messages import OK, PROBE, Call, Reply
+from rayobjects.objects.cancelling import give_up, running_call, waiting_call
 
 if TYPE_CHECKING:
     from rayobjects.objects.activation import Activation
@@ -78,12 +79,13 @@ class Deadlocks:
         activation = self._host.activations.get((id[0], id[1]))
         if activation is None:
             return Waits()
-        context = activation.running_call(call_id)
-        waits = context is not None and context.concurrent is not None and context.concurrent.waits
+        context = running_call(activation, call_id)
+        beside = context.concurrent if context is not None else None
+        waits = beside is not None and beside.waiter is not None
         if context is not None and not waits:
             return _waits(RUNNING, context)
-        if waits or activation.waiting(call_id) is not None:
-            holder = activation.running
+        if waits or waiting_call(activation, call_id) is not None:
+            holder = activation.running or activation.hook
             return Waits(QUEUED) if holder is None else _waits(QUEUED, holder)
         return Waits()
 
@@ -96,7 +98,7 @@ class Deadlocks:
         self._host.later(PROBE_EVERY_S, lambda: self._again(activation, call))
 
     def _again(self, activation: Activation, call: Call) -> None:
-        if activation.gone or activation.waiting(call.id) is not call:
+        if activation.gone or waiting_call(activation, call.id) is not call:
             return
         walk = asyncio.ensure_future(self._walk(activation, call))
         self._walks.add(walk)
@@ -108,7 +110,8 @@ class Deadlocks:
             youngest = max(circle)
             if youngest.queued == call.id:
                 where = " → ".join([*(edge.at for edge in circle)])
-                activation.give_up(
+                give_up(
+                    activation,
                     call,
                     Deadlock(
                         f"calls to {where} wait for each other in a circle, and this is the "
@@ -121,7 +124,8 @@ class Deadlocks:
 
     async def _circle(self, activation: Activation, call: Call) -> list[Edge] | None:
         """The edges that lead from a waiting call back to it; None if they do not."""
-        if activation.waiting(call.id) is not call or activation.running is None:
+        holder = activation.running or activation.hook
+        if waiting_call(activation, call.id) is not call or holder is None:
             return None
         seen = {call.id}
 
@@ -141,7 +145,7 @@ class Deadlocks:
                         return circle
             return None
 
-        return await follow(_waits(QUEUED, activation.running), [])
+        return await follow(_waits(QUEUED, holder), [])
 
     async def _ask(self, class_name: str, name: str, call_id: str) -> Waits:
         future: asyncio.Future[Waits] = asyncio.get_running_loop().create_future()

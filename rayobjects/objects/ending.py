@@ -70,6 +70,7 @@ def failed(
     call = context.call
     context.closed = True
     activation.state.rollback()
+    activation.deleted = False  # if this was to delete it
     if context.begun is not None:
         try:
             context.begun.check_end()
@@ -118,7 +119,8 @@ def concurrent_ended(
 def wrap(activation: Activation, context: CallContext, error: BaseException) -> RayObjectsError:
     """The error of our tree for whatever ended a method."""
     target = f"{activation.shown}.{context.call.method}"
-    if activation.state.aborted is not None:
+    beside = context.concurrent
+    if activation.state.aborted is not None and (beside is None or beside.aborted):
         activation.outdated = True
         return aborted(activation, context.call)
     if context.ending is not None and isinstance(error, asyncio.CancelledError):

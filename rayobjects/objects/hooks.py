@@ -66,7 +66,8 @@ async def run_hook(activation: Activation, name: str, *arguments: object) -> Non
     if function is None:
         return
     state = activation.state
-    context = CallContext(NO_CALL, activation)
+    context = activation.hook = CallContext(NO_CALL, activation)
+    context.hook = f"hook:{activation.host.new_promise_key()}"
     current_call.set(context)
     state.begin(context)
     try:
@@ -75,6 +76,7 @@ async def run_hook(activation: Activation, name: str, *arguments: object) -> Non
                 Invocation(function, (activation.instance, *arguments), {}, True)
             )
         finally:
+            activation.hook = None
             context.closed = True  # a task that outlives it is nobody's
         changes = state.changes()
         if (changes or name == UPGRADE) and not activation.gone:

@@ -43,7 +43,7 @@ from rayobjects.messages import (
     Poll,
     Replies,
 )
-from rayobjects.objects import arguments, streams
+from rayobjects.objects import arguments, cancelling, streams
 from rayobjects.objects.activation import Activation
 from rayobjects.objects.catalog import ObjectClass
 from rayobjects.objects.changes import Changes
@@ -61,7 +61,7 @@ from rayobjects.objects.others import Others
 from rayobjects.objects.scheduler import Scheduler
 from rayobjects.objects.threads import Threads
 from rayobjects.objects.timers import Timers
-from rayobjects.objects.under_way import RespondAll, UnderWay, limited
+from rayobjects.objects.under_way import RespondAll, UnderWay, limited, stopping
 from rayobjects.randomness import seeded
 from rayobjects.storage.records import INTENT, SCHEDULE, STEP, TELL, Promise, Record
 
@@ -122,6 +122,7 @@ class HostCore:
         self.failed: StorageFailed | None = None
         self.filters: tuple[Filter, ...] | None = None
         self.released = False
+        self.stopping = False
         self._activations_max = activations_max
         self._classes = classes
         self._owns = owns
@@ -218,13 +219,8 @@ class HostCore:
         if explicit and call.encoding == JSON and not call.arguments_hash:
             call.arguments_hash = arguments.hash_of_json(call.method, call.args)
         if explicit or resent:
-            finished = self.ledger.finished(ObjectId(*key), call.id)
-            if finished is not None:
-                if arguments.differ(finished.arguments_hash, call.arguments_hash):
-                    respond(ERROR, to_wire(arguments.reused(call.id), with_cause=False), 0)
-                else:
-                    respond(*streams.repeated(call, finished))
-                return
+            # First those under way: of a concurrent one a part may be on disk, with an answer that
+            # holds only if it does not come to its end.
             under_way = self._by_id.get((*key, call.id)) if self._by_id else None
             if under_way is not None:
                 if arguments.differ(under_way.arguments_hash, call.arguments_hash):
@@ -234,10 +230,20 @@ class HostCore:
                 ):
                     under_way.append(respond)
                 return
+            finished = self.ledger.finished(ObjectId(*key), call.id)
+            if finished is not None:
+                if arguments.differ(finished.arguments_hash, call.arguments_hash):
+                    respond(ERROR, to_wire(arguments.reused(call.id), with_cause=False), 0)
+                else:
+                    respond(*streams.repeated(call, finished))
+                return
             refusal = self.intents.refusal(ObjectId(*key), call.id)
             if refusal is not None:
                 respond(ERROR, to_wire(refusal, with_cause=False), 0)
                 return
+        if self.stopping and not (call.chain or call.held):
+            respond(ERROR, to_wire(stopping(), with_cause=False), 0)
+            return
         if call.seen:  # of a stream that an earlier process had
             respond(ERROR, to_wire(streams.cut_off(call), with_cause=False), 0)
             return
@@ -255,22 +261,24 @@ class HostCore:
         """Ends a call that waits, or whose method awaits something: it is rolled back, and its
         caller gets the error. Returns whether that could be done."""
         activation = self.activations.get((id[0], id[1]))
-        if activation is None:
-            return False
-        call = activation.waiting(call_id)
-        if call is None:
-            running = activation.running_call(call_id)
-            call = running.call if running is not None else None
-        return call is not None and activation.give_up(call, error)
+        return activation is not None and cancelling.cancel(activation, call_id, error)
 
     def cancel_for_caller(self, id: ObjectId, call_id: str) -> None:
         """Ends a call that its caller has taken back, unless others wait for it too."""
-        if len(self._by_id.get((id[0], id[1], call_id), ())) <= 1:
+        if not self.is_shared((id[0], id[1], call_id)):
             error = Cancelled(f"the call to {id} was cancelled by its caller, and rolled back")
             self.cancel(id, call_id, error)
 
-    def resubmit(self, call: Call, respond: Respond) -> None:
-        """Hands a call to its object's activation, making one where there is none."""
+    def is_shared(self, key: tuple[str, str, str]) -> bool:
+        """Whether several wait for the call of this class, object name and id."""
+        return len(self._by_id.get(key, ())) > 1
+
+    def resubmit(self, call: Call, respond: Respond, again: bool = False) -> None:
+        """Hands a call to its object's activation, making one where there is none.
+
+        Args:
+            again: it has been taken once, and is not refused because too many wait.
+        """
         key = (call.class_name, call.name)
         activation = self.activations.get(key)
         if activation is None:
@@ -280,7 +288,7 @@ class HostCore:
             self.activations[key] = activation
             self.others.take_up(activation.id)
             self.intents.first(activation.id)
-        activation.submit(call, respond)
+        activation.submit(call, respond, again)
 
     # -- for activations and their promises -----------------------------------------------------
 
@@ -473,14 +481,17 @@ class HostCore:
             channel.abandon()
 
     async def stop(self) -> None:
-        """Lets every object leave (on_stop), after the calls that run and wait."""
+        """Lets every object leave (on_stop), after the calls that run and wait. Those that come
+        meanwhile are refused, but for what is called by those that run."""
         self.forgetting.note()
+        self.stopping = True
         self._keep_nothing()
         while self.activations and self.failed is None:
             self._empty.clear()
             self.streams.cut("its host is stopping")
             for activation in list(self.activations.values()):
-                activation.retire()
+                if not activation.busy:  # else it leaves by itself, when nothing waits any more
+                    activation.retire()
             if self.activations:
                 await self._empty.wait()
         self.release()

@@ -259,6 +259,8 @@ class Stream:
         self._emit(OPENED, b"", 0)
 
     def _emit(self, status: int, body: bytes, number: int) -> None:
+        if self._final is not None:  # it was cut off, and the lane had gone on meanwhile
+            return
         self._held.append((status, body, number))
         self._gate()
 
@@ -299,6 +301,8 @@ class Stream:
     def credit(self, upto: int) -> None:
         """The reader has read the items up to this number; -1: it reads no more."""
         if upto < 0:
+            if self.call.takes == WHOLE and self.activation.host.is_shared(self.key):
+                return  # others wait for the same reply
             self.cut(InvalidCall(f"the reader of {self._target} has gone", status=CLOSED_BY_READER))
             return
         while self.unread and self.unread[0][0] <= upto:
@@ -318,6 +322,11 @@ class Stream:
         if self._loop is not None:  # else it ends when it begins: such a task must not be cancelled
             call = self.call
             self.activation.host.cancel(ObjectId(call.class_name, call.name), call.id, error)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it is being ended before its end."""
+        return self._cut is not None
 
     @property
     def _target(self) -> str:
@@ -362,16 +371,18 @@ class Streams:
     def taken_over(self, call: Call, again: Callable[[], None]) -> bool:
         """A call comes again whose stream is open: that has left its items to another reader, who
         has probably died. Ends it, and runs `again` then. Returns False where there is no such
-        stream."""
+        stream, or where both get its items in one reply."""
         stream = self._open.get((call.class_name, call.name, call.id))
-        if stream is None or not call.takes == stream.call.takes == ITEMS:
+        if stream is None or (stream.call.takes != ITEMS and not stream.is_cut):
             return False
         stream.afterwards.append(again)
-        stream.cut(
-            Unavailable(
-                f"{_target(call)} was called again with the same id, and the later caller reads it"
+        if not stream.is_cut:
+            stream.cut(
+                Unavailable(
+                    f"{_target(call)} was called again with the same id, and the later caller "
+                    "reads it"
+                )
             )
-        )
         return True
 
     def outdated(self, activation: Activation) -> None:
@@ -410,8 +421,11 @@ class Streams:
 def repeated(call: Call, finished: Finished) -> tuple[int, bytes, int]:
     """The answer to a call that is finished: (status, body, sequence). The items of a stream are
     not kept, so one that has not seen them all gets an error."""
-    if finished.status == END and messages.decode_count(finished.reply) != call.seen:
-        count = messages.decode_count(finished.reply)
+    count = messages.decode_count(finished.reply) if finished.status == END else 0
+    if finished.status == END and call.takes != ITEMS and not count:
+        body = b"[]" if call.encoding == JSON else values.dump([])
+        return OK, body, finished.sequence
+    if count != call.seen and finished.status == END:
         error = InvalidCall(
             f"{_target(call)} has run to its end and has taken effect, but only {call.seen:,} of "
             f"its {count:,} items have arrived here, and they are not kept: use a new id to run it "

@@ -1,11 +1,11 @@
 """Calls under way: those whose ids were given by their callers, where all who ask for one get its
-answer, and those that must end in time."""
+answer, those that must end in time, and those that come too late."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rayobjects.errors import DeadlineExceeded, to_wire
+from rayobjects.errors import DeadlineExceeded, Unavailable, to_wire
 from rayobjects.ids import ObjectId
 from rayobjects.messages import ERROR, OPENED, Call
 from rayobjects.objects.commit import Respond
@@ -73,6 +73,11 @@ def limited(
         respond(status, body, sequence)
 
     return in_time
+
+
+def stopping() -> Unavailable:
+    """The error for a call that comes while its host is being stopped: it has not run."""
+    return Unavailable("the host is being stopped: when it is back, make the call again")
 
 
 def _outlasted(call: Call) -> DeadlineExceeded:

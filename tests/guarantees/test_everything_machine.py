@@ -365,7 +365,7 @@ class Everything(RuleBasedStateMachine):
         if core is None or core.failed is not None:
             return True
         activation = core.activations.get(("Worker", name))
-        return activation is not None and activation.outdated
+        return activation is not None and activation.outdated and activation.running is None
 
     @rule(pick=st.integers(0, 9))
     def cancel(self, pick: int) -> None:
@@ -541,7 +541,7 @@ class Everything(RuleBasedStateMachine):
         lines += ["", f"host: {'dead' if core is None else 'alive'}"]
         for id, each in (core.activations if core is not None else {}).items():
             state = {key: getattr(each, key) for key in ("busy", "ready", "outdated", "running")}
-            lines.append(f"  {id}: {state} {each.concurrent}, waiting {each._queue}")
+            lines.append(f"  {id}: {state} {each.concurrent}, waiting {each.queue}")
         if self.host.shard is not None:
             lines += ["", "promised:", *(f"  {each}" for each in self.host.shard.promises())]
         lines += ["", "responses:", *(f"  {x}" for x in self.responses if not x.done())]

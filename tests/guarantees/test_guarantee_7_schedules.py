@@ -798,10 +798,10 @@ def test_guarantee_8_of_a_busy_object_few_schedules_are_under_way() -> None:
             await until(lambda: RUNS == ["free"])
             core = host.core
             assert core is not None
-            assert len(core.activations["Planner", "p"]._queue) == FIRINGS_OF_OBJECT_MAX
+            assert len(core.activations["Planner", "p"].queue) == FIRINGS_OF_OBJECT_MAX
             await host.move(10 * FIRING_PLACE_S)
             await ticks(50)
-            assert len(core.activations["Planner", "p"]._queue) == FIRINGS_OF_OBJECT_MAX
+            assert len(core.activations["Planner", "p"].queue) == FIRINGS_OF_OBJECT_MAX
             GATES["gate"].set()
             await holding
             await moved_until(host, lambda: no_more(host))

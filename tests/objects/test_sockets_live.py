@@ -382,6 +382,8 @@ def test_on_close_is_tried_again_until_the_object_has_taken_it() -> None:
         host.gateway("one").die()
         await host.move(GATEWAY_SUSPECT_S + 0.5)
         await until(lambda: "on_start" not in FAULTS and not host.is_live(room))
+        assert host.core is not None
+        await until(lambda: not host.core.gateways._closings._under_way)  # it is answered
         for _ in range(3):
             await host.move(RETRY_FIRST_S)
         assert await room.gone.remote() == ["ann 1006 connection lost"]

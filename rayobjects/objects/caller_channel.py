@@ -453,7 +453,12 @@ class CallerChannel:
         self._fail_waiting(self._closed_error())
 
     def _closed_error(self) -> RayObjectsError:
-        return Unavailable("the client was shut down: call ro.init() again")
+        return shut_down()
+
+
+def shut_down() -> Unavailable:
+    """The error for a call of a client that has been, or is being, shut down."""
+    return Unavailable("the client was shut down: call ro.init() again")
 
 
 def taken_back(call: Call) -> Cancelled:

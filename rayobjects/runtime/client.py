@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Callable, Iterable
 from typing import Any, overload
@@ -232,8 +231,9 @@ def ask_host(host: str, ask: Callable[[Any], Any]) -> Any:
         RayObjectsError: the host's own error, or Unavailable.
     """
     router = process.router()
-    asking = answer_of(host, router.configuration, router.clock, ask, START_WITHIN_S)
-    return asyncio.run_coroutine_threadsafe(asking, router.loop).result()
+    return router.question(
+        lambda: answer_of(host, router.configuration, router.clock, ask, START_WITHIN_S)
+    ).result()
 
 
 def refresh_hosts(class_keys: list[str]) -> None:

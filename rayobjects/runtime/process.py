@@ -8,6 +8,7 @@ Ray cluster has a configuration.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import uuid
 
@@ -18,6 +19,9 @@ from rayobjects.errors import InvalidCall
 from rayobjects.objects.context import local_router
 from rayobjects.runtime.configuration import Configuration, read_configuration
 from rayobjects.runtime.router import Router
+
+END_WITHIN_S = 10.0
+"""How long the end of a router is waited for. It takes a second if a host does not answer."""
 
 _lock = threading.Lock()
 _router: Router | None = None
@@ -81,9 +85,20 @@ def detach() -> None:
         _router = _thread = None
     if made is None or thread is None:
         return
-    asyncio.run_coroutine_threadsafe(made.close(), made.loop).result(timeout=10)
+    ending = asyncio.run_coroutine_threadsafe(_end(made), made.loop)
+    with contextlib.suppress(TimeoutError):
+        ending.result(timeout=END_WITHIN_S)
     made.loop.call_soon_threadsafe(made.loop.stop)
-    thread.join(timeout=10)
+    thread.join(timeout=END_WITHIN_S)
+
+
+async def _end(made: Router) -> None:
+    """Closes a router and ends what else runs on its loop, which is about to stop."""
+    await made.close()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

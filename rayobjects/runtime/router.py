@@ -2,30 +2,31 @@
 
 It lives on one event loop: that of the actor in hosts and gateways, a thread of its own in every
 other process. Calls of other threads come in through an inbox, one wake-up for many, and their
-results go back the same way.
+results go back the same way. A router that is closed answers every call with Unavailable: those
+that it had under way, wherever they were, and those that come later.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rayobjects.clock import Clock, SystemClock
 from rayobjects.errors import InvalidCall, RayObjectsError, Unavailable
 from rayobjects.ids import ObjectId
-from rayobjects.limits import LIST_HOSTS_AT_ONCE_MAX
 from rayobjects.messages import OPENED, REDIRECT, Call, Push, Reply
-from rayobjects.objects.caller_channel import TAKEN_BACK, Replied, taken_back
+from rayobjects.objects.caller_channel import TAKEN_BACK, Replied, shut_down, taken_back
 from rayobjects.objects.catalog import ClassInfo
 from rayobjects.objects.context import CallContext
 from rayobjects.objects.reading import Following, Reading, ask
-from rayobjects.runtime import placement
-from rayobjects.runtime.asking import answer_of
+from rayobjects.runtime import listing, placement
 from rayobjects.runtime.background import spawn
 from rayobjects.runtime.channel import Channel
 from rayobjects.runtime.configuration import (
@@ -37,9 +38,12 @@ from rayobjects.runtime.configuration import (
 )
 from rayobjects.runtime.follow import Follow
 from rayobjects.runtime.gateway_sockets import GatewaySockets
+from rayobjects.runtime.questions import Questions
 
 if TYPE_CHECKING:
     from rayobjects.objects.host_core import HostCore
+
+T = TypeVar("T")
 
 REDIRECTS_MAX = 8
 """How often a call follows its class to another hosting before it gives up."""
@@ -66,7 +70,9 @@ class Router:
         self._thread = 0
         self._channels: dict[str, Channel] = {}
         self._catalog = Catalog(0, {})
+        self._closed = False
         self._unresolved: dict[str, list[tuple[Call, Replied, CallContext | None]]] = {}
+        self._moving: dict[int, Replied] = {}
         self._inbox: deque[tuple[Call, Replied, CallContext | None]] = deque()
         self._inbox_due = False
         self._wakes: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
@@ -75,6 +81,7 @@ class Router:
         self._local_core: HostCore | None = None
         self._local_calls = 0
         self._number = 0
+        self._questions = Questions(loop)
         loop.call_soon_threadsafe(self._attach)
 
     def _attach(self) -> None:
@@ -96,6 +103,11 @@ class Router:
             return True
         core = self._local_core
         return core is not None and not core.on_lane and core.lane.runs_here
+
+    def question(self, ask: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+        """Asks the router something from any other thread; the answer raises Unavailable if the
+        router is closed first."""
+        return self._questions.ask(ask)
 
     def serve_locally(self, host: str, core: HostCore | None) -> None:
         """Calls to this host skip Ray: it is in this process."""
@@ -161,6 +173,9 @@ class Router:
             return
         self._inbox.append((call, replied, context))
         if not self._inbox_due:
+            if self._closed:  # asked after the call is in the inbox: see `close`
+                self._refuse_inbox()
+                return
             self._inbox_due = True
             self.loop.call_soon_threadsafe(self._take_inbox)
 
@@ -169,6 +184,13 @@ class Router:
         inbox = self._inbox
         while inbox:
             self._send_for(*inbox.popleft())
+
+    def _refuse_inbox(self) -> None:
+        """Perhaps on two threads at once."""
+        with contextlib.suppress(IndexError):
+            while True:
+                _, replied, _ = self._inbox.popleft()
+                replied(shut_down())
 
     def _send_for(self, call: Call, replied: Replied, context: CallContext | None) -> None:
         if context is None:
@@ -194,6 +216,9 @@ class Router:
             waiting.append((call, replied, context))
             return
         if info is None:
+            if self._closed:
+                replied(shut_down())
+                return
             self._unresolved[call.class_name] = [(call, replied, context)]
             spawn(self._resolve(call.class_name))
             return
@@ -215,7 +240,7 @@ class Router:
                 failure = no_class(class_name, self._catalog.classes)
         except Exception as error:
             failure = Unavailable(f"the cluster's catalog could not be read ({error}): try again")
-        for call, replied, context in self._unresolved.pop(class_name):
+        for call, replied, context in self._unresolved.pop(class_name, ()):
             if failure is not None:
                 replied(failure)
             else:
@@ -226,7 +251,10 @@ class Router:
         configuration = await asyncio.to_thread(read_configuration)
         if configuration is not None:
             self.configuration = configuration
-        self._catalog = await asyncio.to_thread(read_catalog)
+        catalog = await asyncio.to_thread(read_catalog)
+        if self._closed:
+            return
+        self._catalog = catalog
         self._sockets.look_again()
 
     def know(self, classes: list[ClassInfo]) -> None:
@@ -247,6 +275,7 @@ class Router:
         """The object is hosted elsewhere by now: looks again and follows it."""
 
         async def follow() -> None:
+            failure: RayObjectsError | None = None
             try:
                 if redirects >= REDIRECTS_MAX:
                     raise Unavailable(
@@ -255,12 +284,17 @@ class Router:
                 await asyncio.sleep(REDIRECT_AGAIN_S * redirects)
                 await self.refresh()
             except RayObjectsError as error:
-                replied(error)
+                failure = error
             except Exception as error:
-                replied(Unavailable(f"the cluster's catalog could not be read ({error})"))
+                failure = Unavailable(f"the cluster's catalog could not be read ({error})")
+            if self._moving.pop(id(call), None) is None:
+                return  # the router was closed, and has said so
+            if failure is not None:
+                replied(failure)
             else:
                 self._send_late(call, replied, context, redirects + 1)
 
+        self._moving[id(call)] = replied
         spawn(follow())
 
     def shard_channel(self, shard: int) -> Channel:
@@ -393,22 +427,10 @@ class Router:
             Unavailable: a host could not be asked for `unavailable_after_s` seconds.
             StorageFailed: a host cannot open its storage.
         """
-        key = (await self._class(class_name)).key
-        gate = asyncio.Semaphore(LIST_HOSTS_AT_ONCE_MAX)
-
-        async def of_shard(shard: int) -> list[str]:
-            host = placement.shard_host(shard)
-
-            def ask(handle: Any) -> Any:
-                return handle.list_objects.remote(key, prefix, after, limit)
-
-            async with gate:
-                names: list[str] = await answer_of(host, self.configuration, self.clock, ask)
-            return names
-
-        shards = range(self.configuration.shards)
-        found = await asyncio.gather(*(of_shard(shard) for shard in shards))
-        return sorted(name for names in found for name in names)[:limit]
+        info = await self._class(class_name)
+        return await listing.names_of(
+            info.key, prefix, after, limit, self.configuration, self.clock
+        )
 
     async def object_exists(self, class_name: str, name: str) -> bool:
         """Whether something is committed for the object. Wakes nothing.
@@ -417,13 +439,7 @@ class Router:
             InvalidCall, Unavailable, StorageFailed: as `list_objects`.
         """
         id = ObjectId((await self._class(class_name)).key, name)
-        host = placement.shard_host(placement.shard_of(id, self.configuration.shards))
-
-        def ask(handle: Any) -> Any:
-            return handle.object_exists.remote(*id)
-
-        exists: bool = await answer_of(host, self.configuration, self.clock, ask)
-        return exists
+        return await listing.exists(id, self.configuration, self.clock)
 
     async def _class(self, class_name: str) -> ClassInfo:
         await self.refresh()
@@ -433,7 +449,21 @@ class Router:
         return info
 
     async def close(self) -> None:
-        """Ends all channels; calls under way fail with Unavailable."""
+        """Ends all channels; calls under way, and what comes later, fail with Unavailable."""
+        # The catalog is empty from here on, so the way of calls is the same as ever until a class
+        # is not found. Other threads put a call into the inbox first and look second whether the
+        # router is closed, here it is closed first and emptied second: one sees the other.
+        self._closed = True
+        self._catalog = Catalog(0, {})
+        self._thread = 0  # another one may have this number when that has ended
+        self._inbox_due = False
+        self._refuse_inbox()
+        unresolved, self._unresolved = self._unresolved, {}
+        moving, self._moving = self._moving, {}
+        waiting = [replied for calls in unresolved.values() for _, replied, _ in calls]
+        for replied in (*waiting, *moving.values()):
+            replied(shut_down())
+        self._questions.close()
         await asyncio.gather(*(channel.let_go() for channel in self._channels.values()))
         for channel in self._channels.values():
             channel.close()

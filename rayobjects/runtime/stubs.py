@@ -61,18 +61,22 @@ class Namespace(Generic[T]):
         router = process.router()
         if router.must_not_wait():
             raise misuse("use `await namespace.list_async(…)` in a method")
-        listing = router.list_objects(self.class_name, prefix, after, _checked_limit(limit))
-        return asyncio.run_coroutine_threadsafe(listing, router.loop).result()
+        limit = _checked_limit(limit)
+        return router.question(
+            lambda: router.list_objects(self.class_name, prefix, after, limit)
+        ).result()
 
     async def list_async(
         self, prefix: str = "", after: str = "", limit: int = 100
     ) -> builtins.list[str]:
         """The same as `list`, for async code."""
         router = process.router()
-        listing = router.list_objects(self.class_name, prefix, after, _checked_limit(limit))
+        limit = _checked_limit(limit)
         if router.runs_here():
-            return await listing
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(listing, router.loop))
+            return await router.list_objects(self.class_name, prefix, after, limit)
+        return await asyncio.wrap_future(
+            router.question(lambda: router.list_objects(self.class_name, prefix, after, limit))
+        )
 
     def exists(self, name: str) -> bool:
         """Whether the object of this name exists: something is stored for it. Wakes nothing.
@@ -84,16 +88,18 @@ class Namespace(Generic[T]):
         router = process.router()
         if router.must_not_wait():
             raise misuse("use `await namespace.exists_async(…)` in a method")
-        asking = router.object_exists(self.class_name, check_object_name(name))
-        return asyncio.run_coroutine_threadsafe(asking, router.loop).result()
+        check_object_name(name)
+        return router.question(lambda: router.object_exists(self.class_name, name)).result()
 
     async def exists_async(self, name: str) -> bool:
         """The same as `exists`, for async code."""
         router = process.router()
-        asking = router.object_exists(self.class_name, check_object_name(name))
+        check_object_name(name)
         if router.runs_here():
-            return await asking
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asking, router.loop))
+            return await router.object_exists(self.class_name, name)
+        return await asyncio.wrap_future(
+            router.question(lambda: router.object_exists(self.class_name, name))
+        )
 
     def __repr__(self) -> str:
         return f"<Namespace {self.class_name}>"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rayobjects.errors import Unavailable
 from rayobjects.ids import ObjectId
@@ -22,6 +23,8 @@ from rayobjects.objects.reading import Following
 
 if TYPE_CHECKING:
     from rayobjects.testing.life import HostLife
+
+T = TypeVar("T")
 
 
 class LocalRouter:
@@ -50,6 +53,10 @@ class LocalRouter:
             return True
         core = self._host.core
         return core is not None and not core.on_lane and core.lane.runs_here
+
+    def question(self, ask: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+        """Asks the router something from any other thread."""
+        return asyncio.run_coroutine_threadsafe(ask(), self.loop)
 
     def submit(self, call: Call, replied: Replied, context: CallContext | None) -> None:
         """Sends a call, from any thread (large objects run on another one).

@@ -24,6 +24,7 @@ All of it lives on one event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -44,6 +45,8 @@ from rayobjects.messages import (
     encode,
 )
 from rayobjects.objects.reading import opened
+
+logger = logging.getLogger("rayobjects")
 
 BATCHES_UNDER_WAY_MAX = 2
 """One is being worked on while the next is on its way; more would only make batches smaller."""
@@ -157,6 +160,11 @@ class CallerChannel:
 
     def _polled(self) -> None:
         """The answer to a standing request has arrived."""
+
+    def _raised(self, error: Exception) -> None:
+        """Whoever takes a reply or a message has raised: a fault, but not of those whose replies
+        came with it, nor of the session."""
+        logger.error("a reply of the host %s could not be taken", self.host, exc_info=error)
 
     # -- calls ----------------------------------------------------------------------------------
 
@@ -331,7 +339,10 @@ class CallerChannel:
             self._incarnation, self._pushed = replies.incarnation, 0
         for reply in replies.replies:
             if reply.status >= OPENED:
-                self._streamed(reply)
+                try:
+                    self._streamed(reply)
+                except Exception as error:
+                    self._raised(error)
                 continue
             waiting = self._waiting.pop(reply.number, None)
             if waiting is None:
@@ -339,11 +350,17 @@ class CallerChannel:
             if not waiting.keep:
                 self._acks.append(reply.number)
             self._late.discard(reply.number)
-            waiting.replied(reply)
+            try:
+                waiting.replied(reply)
+            except Exception as error:
+                self._raised(error)
         if batch is not None and replies.late:
             self._late.update(call.number for call in batch.calls if call.number in self._waiting)
         for push in replies.pushes:
-            self._take_push(push)
+            try:
+                self._take_push(push)
+            except Exception as error:
+                self._raised(error)
         self.need_poll()
 
     def _streamed(self, reply: Reply) -> None:
@@ -442,7 +459,10 @@ class CallerChannel:
         self._cancels.clear()
         for number, each in waiting.items():
             if number <= upto:
-                each.replied(error)
+                try:
+                    each.replied(error)
+                except Exception as raised:
+                    self._raised(raised)
 
     def close(self) -> None:
         """Ends the channel; calls without a reply fail with Unavailable."""

@@ -14,6 +14,7 @@ asks for a provider at each call, which is a look into a module that somebody el
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import (
     AsyncGenerator,
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
 
 SYSTEM = "rayobjects"
 
+logger = logging.getLogger("rayobjects")
+
 _known: tuple[Any, Tracer] | None = None
+_has_raised = False
 
 
 def tracer() -> Tracer | None:
@@ -90,7 +94,7 @@ async def _server_span(call: MethodCall, proceed: Proceed) -> Any:
             result = await proceed()
     finally:
         if not hasattr(result, "__next__") and not hasattr(result, "__anext__"):
-            span.end()
+            _end(span)
     if hasattr(result, "__anext__"):
         return _async_items(span, result)
     return _items(span, result) if hasattr(result, "__next__") else result
@@ -100,12 +104,15 @@ async def _async_items(span: Span, items: AsyncGenerator[Any, None]) -> AsyncIte
     """A stream, whose span ends with it."""
     from opentelemetry.trace import use_span
 
-    with use_span(span, end_on_exit=True):
-        try:
-            async for item in items:
-                yield item
-        finally:
-            await items.aclose()
+    try:
+        with use_span(span):
+            try:
+                async for item in items:
+                    yield item
+            finally:
+                await items.aclose()
+    finally:
+        _end(span)
 
 
 def _items(span: Span, items: Generator[Any, None, None]) -> Iterator[Any]:
@@ -117,7 +124,7 @@ def _items(span: Span, items: Generator[Any, None, None]) -> Iterator[Any]:
         _failed(span, type(error).__name__, str(error))
         raise
     finally:
-        span.end()
+        _end(span)
 
 
 def calling(call: Call, replied: Callable[[Reply | RayObjectsError], None]) -> Any:
@@ -145,17 +152,33 @@ def calling(call: Call, replied: Callable[[Reply | RayObjectsError], None]) -> A
     def ended(outcome: Reply | RayObjectsError) -> None:
         nonlocal replied
         if isinstance(outcome, RayObjectsError) or outcome.status in (OK, ERROR, END):
-            if isinstance(outcome, RayObjectsError):
-                _failed(span, type(outcome).__name__, outcome.message)
-            elif outcome.status == ERROR:
-                info = info_from_wire(outcome.body)
-                _failed(span, info.cause_type or info.kind, info.message)
-            span.end()
+            _end_of_call(span, outcome)
         replied(outcome)
         if isinstance(outcome, Opened) and outcome.take is not None:
             replied, outcome.take = outcome.take, ended
 
     return ended
+
+
+def _end_of_call(span: Span, outcome: Reply | RayObjectsError) -> None:
+    if isinstance(outcome, RayObjectsError):
+        _failed(span, type(outcome).__name__, outcome.message)
+    elif outcome.status == ERROR:
+        info = info_from_wire(outcome.body)
+        _failed(span, info.cause_type or info.kind, info.message)
+    _end(span)
+
+
+def _end(span: Span) -> None:
+    """Ends a span. What looks at it then is somebody else's code, and if that raises, a reply must
+    not be lost or a call rolled back."""
+    global _has_raised
+    try:
+        span.end()
+    except Exception:
+        if not _has_raised:
+            _has_raised = True
+            logger.exception("a span processor raises; further errors of it are not reported")
 
 
 @contextmanager

@@ -110,6 +110,12 @@ class LocalChannel(CallerChannel):
         if self.on_unknown is not None:
             self.on_unknown(sockets)
 
+    def _raised(self, error: Exception) -> None:
+        async def fault() -> None:
+            raise error
+
+        self._link.spawn(fault())  # a test must see it
+
     def pushed(self, incarnation: str) -> int:
         """How many of this life's socket messages have arrived."""
         return self._pushed if incarnation == self._incarnation else 0

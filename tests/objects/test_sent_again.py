@@ -199,3 +199,33 @@ def test_one_that_never_left_is_taken_back_in_the_next_session() -> None:
         await channel.end()
 
     asyncio.run(run())
+
+
+def test_what_takes_one_reply_raises_and_the_others_are_taken(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def run() -> None:
+        channel = Scripted()
+        for number in range(1, 7):
+            channel.make(f"{number}")
+        await asyncio.sleep(0.01)
+
+        def raising(outcome: Reply | RayObjectsError) -> None:
+            raise ValueError("a fault of its own")
+
+        for number in (1, 3, 5):
+            channel._waiting[number].replied = raising
+        await channel.late(Reply(1, OK, b""), Reply(2, OK, b""))
+        await channel.late()
+        await channel.late()
+        channel.polls.put_nowait(Replies([Reply(3, OK, b""), Reply(4, OK, b"")], late=1))
+        await asyncio.sleep(0.01)
+        assert channel.outcomes.keys() == {"2", "4"}
+        for _ in range(5):
+            await channel.late()
+        assert channel.numbers == [1, 3, 4, 5, 6]  # the session goes on
+        await channel.end()
+        assert channel.outcomes.keys() == {"2", "4", "6"}
+
+    asyncio.run(run())
+    assert caplog.text.count("ValueError: a fault of its own") == 3

@@ -25,7 +25,7 @@ from typing import Any
 import ray
 
 from rayobjects.clock import SystemClock
-from rayobjects.errors import RayObjectsError, StorageFailed, to_wire
+from rayobjects.errors import RayObjectsError, StorageFailed, Unavailable, to_wire
 from rayobjects.ids import ObjectId
 from rayobjects.messages import ERROR, Replies, Reply, decode_batch, decode_poll, encode
 from rayobjects.objects.catalog import ObjectClass
@@ -239,7 +239,7 @@ class BaseHost:
             if core is not None:
                 self._end_if_lost(core.failed)
             if self._stopped:
-                raise StorageFailed(f"the host {self.host} is shutting down: try again")
+                raise Unavailable(f"the host {self.host} is being stopped: start the cluster again")
             now = self.clock.monotonic()
             if self._open_error is not None and now < self._open_again_at:
                 raise self._open_error
@@ -253,6 +253,8 @@ class BaseHost:
                 self._open_error = error
                 self._open_again_at = self.clock.monotonic() + OPEN_AGAIN_S
                 logger.error("the host %s could not open its storage: %s", self.host, error)
+                if self._router is not None:
+                    self._router.fail_locally(error)
                 self._end_if_lost(error)
                 raise
             self._open_error = None

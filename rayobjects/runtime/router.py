@@ -15,17 +15,16 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rayobjects.clock import Clock, SystemClock
 from rayobjects.errors import InvalidCall, RayObjectsError, Unavailable
 from rayobjects.ids import ObjectId
-from rayobjects.messages import OPENED, REDIRECT, Call, Push, Reply
+from rayobjects.messages import Call, Push, Reply
 from rayobjects.objects.caller_channel import TAKEN_BACK, Replied, shut_down, taken_back
 from rayobjects.objects.catalog import ClassInfo
 from rayobjects.objects.context import CallContext
-from rayobjects.objects.reading import Following, Reading, ask
+from rayobjects.objects.reading import Reading, ask
 from rayobjects.runtime import listing, placement
 from rayobjects.runtime.background import spawn
 from rayobjects.runtime.channel import Channel
@@ -38,6 +37,7 @@ from rayobjects.runtime.configuration import (
 )
 from rayobjects.runtime.follow import Follow
 from rayobjects.runtime.gateway_sockets import GatewaySockets
+from rayobjects.runtime.local_calls import LocalCalls
 from rayobjects.runtime.questions import Questions
 
 if TYPE_CHECKING:
@@ -77,9 +77,7 @@ class Router:
         self._inbox_due = False
         self._wakes: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
         self._sockets = GatewaySockets(self)
-        self._local_host = ""
-        self._local_core: HostCore | None = None
-        self._local_calls = 0
+        self._local = LocalCalls(self)
         self._number = 0
         self._questions = Questions(loop)
         loop.call_soon_threadsafe(self._attach)
@@ -101,7 +99,7 @@ class Router:
         that of this host's large objects, for the answer may be theirs to give."""
         if self.runs_here():
             return True
-        core = self._local_core
+        core = self._local.core
         return core is not None and not core.on_lane and core.lane.runs_here
 
     def question(self, ask: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
@@ -110,8 +108,13 @@ class Router:
         return self._questions.ask(ask)
 
     def serve_locally(self, host: str, core: HostCore | None) -> None:
-        """Calls to this host skip Ray: it is in this process."""
-        self._local_host, self._local_core = host, core
+        """Calls to this host skip Ray: it is in this process. What an earlier core has not answered
+        goes to this one, or fails where there is none."""
+        self._local.serve(host, core)
+
+    def fail_locally(self, error: RayObjectsError) -> None:
+        """The host in this process could not open its storage again."""
+        self._local.fail(error)
 
     # -- calls ------------------------------------------------------------------------------
 
@@ -155,8 +158,8 @@ class Router:
         if any(channel.cancel(call) for channel in self._channels.values()):
             return
         call.number = TAKEN_BACK
-        if self._local_core is not None:
-            self._local_core.cancel_for_caller(ObjectId(call.class_name, call.name), call.id)
+        if self._local.core is not None:
+            self._local.core.cancel_for_caller(ObjectId(call.class_name, call.name), call.id)
 
     def ask(self, call: Call) -> asyncio.Future[Reply | Reading]:
         """Like `call`; if the method is a generator, the future brings its stream."""
@@ -224,8 +227,9 @@ class Router:
             return
         call.class_name = info.key
         host = placement.host_of(ObjectId(info.key, call.name), info, self.configuration)
-        if host == self._local_host and self._local_core is not None:
-            self._send_locally(self._local_core, call, replied, context, redirects)
+        local = self._local
+        if host == local.host and local.core is not None:
+            local.send(local.core, call, replied, context, redirects)
             return
         channel = self._channel(host, info)
         follow = Follow(self, channel, call, replied, context, redirects)
@@ -335,32 +339,6 @@ class Router:
 
         return Channel(self, host, locate, self.clock, self.configuration.unavailable_after_s)
 
-    def _send_locally(
-        self,
-        core: HostCore,
-        call: Call,
-        replied: Replied,
-        context: CallContext | None,
-        redirects: int,
-    ) -> None:
-        if not call.id:
-            self._local_calls += 1
-            call.id = f"{self.id}:local:{self._local_calls}"
-
-        def respond(status: int, body: bytes, sequence: int) -> None:
-            if status == REDIRECT:
-                self.redirected(call, replied, context, redirects)
-                return
-            if context is not None and sequence and status < OPENED:
-                id = ObjectId(call.class_name, call.name)
-                context.add_child(partial(core.forgetting.add, id, call.id))
-            following(Reply(0, status, body, sequence))
-
-        key = (call.class_name, call.name, call.id)
-        following = Following(replied, lambda upto: core.streams.credit(key, upto))
-
-        core.submit(call, respond, True, False)
-
     # -- results for other threads -------------------------------------------------------------
 
     def wake(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
@@ -468,6 +446,7 @@ class Router:
         for channel in self._channels.values():
             channel.close()
         self._channels = {}
+        self._local.serve("", None)
 
 
 async def connect() -> Router:

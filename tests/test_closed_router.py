@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 import rayobjects as ro
-from rayobjects.errors import RayObjectsError, Unavailable
+from rayobjects.clock import SystemClock
+from rayobjects.errors import InvalidCall, RayObjectsError, Unavailable
 from rayobjects.messages import PICKLE, Call, Reply
 from rayobjects.runtime import process
 from rayobjects.runtime import router as router_module
 from rayobjects.runtime.configuration import Catalog, Configuration
 from rayobjects.runtime.router import Router
 from rayobjects.runtime.stubs import Stub
+from rayobjects.testing import LocalHost
 
 WITHIN_S = 10.0
 CONFIGURATION = Configuration("test", "", 2, "shared", 60.0, 30.0, "")
@@ -153,3 +155,38 @@ def test_nothing_is_left_on_its_loop(look_up: LookUp) -> None:
 
 async def _nothing() -> None:
     pass
+
+
+class Meddler(ro.DurableObject):
+    notes: int = ro.durable(0)
+
+    def leave(self) -> None:
+        self.notes += 1
+        ro.shutdown()
+
+    def count(self) -> int:
+        return self.notes
+
+
+def test_it_belongs_to_programs() -> None:
+    async def run() -> None:
+        async with LocalHost([Meddler]) as host:
+            meddler = host.get(Meddler, "m")
+            with pytest.raises(ro.MethodError, match="belongs to programs"):
+                await meddler.leave.remote()
+            assert await meddler.count.remote() == 0
+
+    asyncio.run(run())
+
+
+def test_a_host_keeps_its_router(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a task or a thread asks that belongs to no call."""
+    monkeypatch.setattr(process, "_router", None)
+    loop = asyncio.new_event_loop()
+    router = Router("host", loop, CONFIGURATION, SystemClock())
+    process.adopt(router)
+    with pytest.raises(InvalidCall, match="belongs to programs"):
+        ro.shutdown()
+    assert process.router() is router
+    assert not router._closed
+    loop.close()

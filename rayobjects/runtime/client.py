@@ -273,6 +273,10 @@ def namespace(class_: str | type[DurableObject]) -> Namespace[Any]:
 
 def shutdown() -> None:
     """Disconnects this process from the objects, which stay where they are. A stub that is used
-    after that connects it again, to the Ray that it is attached to (`ray.shutdown()` ends that)."""
-    carried.name_client("")
+    after that connects it again, to the Ray that it is attached to (`ray.shutdown()` ends that).
+
+    Raises:
+        InvalidCall: in a method, or in a gateway: the process is not the caller's to disconnect.
+    """
     process.detach()
+    carried.name_client("")

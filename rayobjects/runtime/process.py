@@ -15,8 +15,8 @@ import uuid
 import ray
 
 from rayobjects.clock import SystemClock
-from rayobjects.errors import InvalidCall
-from rayobjects.objects.context import local_router
+from rayobjects.errors import InvalidCall, misuse
+from rayobjects.objects.context import current_call, local_router
 from rayobjects.runtime.configuration import Configuration, read_configuration
 from rayobjects.runtime.router import Router
 
@@ -78,10 +78,19 @@ def adopt(made: Router) -> None:
 
 
 def detach() -> None:
-    """Ends this process's router; calls under way fail with Unavailable."""
+    """Ends this process's router; calls under way fail with Unavailable.
+
+    Raises:
+        InvalidCall: in a method, or in a host or a gateway: their own calls need it.
+    """
     global _router, _thread
     with _lock:
         made, thread = _router, _thread
+        if current_call.get() is not None or (made is not None and thread is None):
+            raise misuse(
+                "ro.shutdown() belongs to programs, not to methods, nor to what else runs in a "
+                "host or a gateway: leave it out"
+            )
         _router = _thread = None
     if made is None or thread is None:
         return

@@ -13,7 +13,8 @@ States: CONNECTED → (any failure, or `stale`) → CONNECTING → CONNECTED. Co
 session: all calls without a reply are sent again, in their order and with their ids, so the host
 answers from what it remembers or from the journal and runs none twice. They may need several
 batches: one whose reply comes before its turn is not sent again, for with the acknowledgement of
-the reply the host forgets the call.
+the reply the host forgets the call. Nor are they where this process stood still for long
+(`objects.contact`).
 
 Streams: OPENED and items come before the reply of a call, in order. A call of which items have come
 is sent again with their number, so that a host which does not have it any more ends the stream.
@@ -25,13 +26,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+from rayobjects.clock import Clock
 from rayobjects.errors import Cancelled, Overloaded, RayObjectsError, Unavailable
-from rayobjects.limits import BATCH_BYTES_MAX, BATCH_CALLS_MAX, CHANNEL_CALLS_MAX
+from rayobjects.limits import CHANNEL_CALLS_MAX
 from rayobjects.messages import (
     OPENED,
     REDIRECT,
@@ -44,7 +45,9 @@ from rayobjects.messages import (
     decode_replies,
     encode,
 )
+from rayobjects.objects.contact import Contact
 from rayobjects.objects.reading import opened
+from rayobjects.objects.unsent import Unsent
 
 logger = logging.getLogger("rayobjects")
 
@@ -91,7 +94,7 @@ class CallerChannel:
     FAILURES: tuple[type[Exception], ...] = (Exception,)
     """What `_deliver` and `_ask` may raise: the session is over."""
 
-    def __init__(self, id: str, host: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, id: str, host: str, loop: asyncio.AbstractEventLoop, clock: Clock) -> None:
         self.id = id
         self.host = host
         self.sockets: set[tuple[str, str, str]] = set()
@@ -107,10 +110,7 @@ class CallerChannel:
         self._under_way = 0
         self._flush_due = False
         self._waiting: dict[int, _Waiting] = {}
-        self._queue: deque[Call] = deque()
-        # What a session sends again, before the queue. By their numbers, since a call that was
-        # answered meanwhile may be on its way elsewhere, under another one.
-        self._again: deque[tuple[int, Call]] = deque()
+        self._queue = Unsent()
         self._acks: list[int] = []
         self._credits: dict[int, int] = {}
         self._cancels: dict[int, None] = {}
@@ -120,6 +120,8 @@ class CallerChannel:
         self._pushed = 0
         self._sockets_told = False
         self._told_before = False
+        self._contact = Contact(clock)
+        self._begun_at = self._contact.now()
 
     # -- what carries it ------------------------------------------------------------------------
 
@@ -165,6 +167,12 @@ class CallerChannel:
         """Whoever takes a reply or a message has raised: a fault, but not of those whose replies
         came with it, nor of the session."""
         logger.error("a reply of the host %s could not be taken", self.host, exc_info=error)
+
+    def _tell(self, replied: Replied, outcome: Reply | RayObjectsError) -> None:
+        try:
+            replied(outcome)
+        except Exception as error:
+            self._raised(error)
 
     # -- calls ----------------------------------------------------------------------------------
 
@@ -237,7 +245,7 @@ class CallerChannel:
     @property
     def _has_something(self) -> bool:
         """Whether there is something to send."""
-        return bool(self._queue or self._again or self._credits or self._cancels)
+        return bool(self._queue or self._credits or self._cancels)
 
     def _flush(self) -> None:
         self._flush_due = False
@@ -248,35 +256,9 @@ class CallerChannel:
             self._under_way += 1
             self._spawn(self._send_batch(self._next_batch(), self._session))
 
-    def _next_calls(self) -> list[Call]:
-        """Takes those that a batch has room for."""
-        queue, again = self._queue, self._again
-        if (
-            not again
-            and len(queue) <= BATCH_CALLS_MAX
-            and sum(len(call.args) for call in queue) < BATCH_BYTES_MAX
-        ):
-            calls = list(queue)
-            queue.clear()
-            return calls
-        calls, size = [], 0
-        while (again or queue) and len(calls) < BATCH_CALLS_MAX:
-            if again and again[0][0] not in self._waiting:
-                again.popleft()  # its reply has come: the host may have forgotten it, and run it
-                continue
-            call = again[0][1] if again else queue[0]
-            size += len(call.args)
-            if calls and size > BATCH_BYTES_MAX:
-                break
-            calls.append(call)
-            if again:
-                again.popleft()
-            else:
-                queue.popleft()
-        return calls
-
     def _next_batch(self) -> Batch:
-        calls = self._next_calls()
+        self._contact.look(self._sent_until)
+        calls = self._queue.take(self._waiting)
         if calls and calls[-1].number > self._sent_until:
             self._sent_until = calls[-1].number
         acks, self._acks = self._acks, []
@@ -292,8 +274,7 @@ class CallerChannel:
     def _cancelled(self) -> list[tuple[int, str, str]]:
         """Those of calls that are not in the queue any more: they come behind their calls."""
         cancels, self._cancels = self._cancels, {}
-        unsent = {call.number for call in self._queue}
-        unsent.update(number for number, _ in self._again)
+        unsent = self._queue.numbers()
         self._cancels = {number: None for number in cancels if number in unsent}
         calls = [
             waiting.call
@@ -303,6 +284,7 @@ class CallerChannel:
         return [(call.number, call.class_name, call.name) for call in calls]
 
     async def _send_batch(self, batch: Batch, session: int) -> None:
+        asked_at = self._contact.now()
         try:
             answer = await self._deliver(encode(batch))
         except self.FAILURES:
@@ -318,6 +300,7 @@ class CallerChannel:
             self._not_taken(batch)
             self._lost(session)
             return
+        self._contact.answered(asked_at)
         self._arrived(replies, batch)
         if self._has_something:
             self._flush()
@@ -331,6 +314,7 @@ class CallerChannel:
     def _answered(self, replies: Replies, batch: Batch) -> None:
         """The host has answered to the first batch of a session."""
         self._connected = True
+        self._contact.answered(self._begun_at)
         self._arrived(replies, batch)
         self._flush()
 
@@ -390,6 +374,7 @@ class CallerChannel:
                 poll = Poll(self.id, session, self._pushed, self._incarnation)
                 if not self._sockets_told and self._takes_pushes:
                     poll.sockets = sorted(self.sockets)
+                asked_at = self._contact.now()
                 answer = await self._ask(encode(poll))
                 if session != self._session:
                     return
@@ -397,6 +382,7 @@ class CallerChannel:
                 if replies.stale:
                     self._lost(session)
                     return
+                self._contact.answered(asked_at)
                 self._sockets_told = not replies.tell
                 if replies.unknown and self._told_before:
                     self._take_unknown(replies.unknown)
@@ -430,19 +416,36 @@ class CallerChannel:
     def _begin_session(self) -> None:
         self._session += 1
         self._index = 0
+        self._contact.look(self._sent_until)
+        self._begun_at = self._contact.now()
+        if self._contact.forgotten_until:
+            self._fail_forgotten(self._contact.forgotten_until)
         self._resent_until = self._number
         self._under_way = 0
         self._late = set()
         self._polling = None
         self._sockets_told = False
-        self._queue.clear()
-        self._again = deque((number, waiting.call) for number, waiting in self._waiting.items())
+        self._queue.begin_again(
+            [(number, waiting.call) for number, waiting in self._waiting.items()]
+        )
         self._credits = {
             number: waiting.credit for number, waiting in self._waiting.items() if waiting.credit
         }
         self._cancels = {
             number: None for number, waiting in self._waiting.items() if waiting.cancelled
         }
+
+    def _fail_forgotten(self, until: int) -> None:
+        """The host may have forgotten these calls, and must not run them again."""
+        error = Unavailable(
+            f"this process stood still for so long that the host {self.host} may have forgotten "
+            "the call: it may have taken effect, so look before you call again"
+        )
+        waiting = self._waiting
+        # The replies of objects' calls are kept for days.
+        gone = [n for n, each in waiting.items() if n <= until and not each.call.held]
+        for number in gone:
+            self._tell(waiting.pop(number).replied, error)
 
     def _fail_waiting(self, error: RayObjectsError, *, resent_only: bool = False) -> None:
         """Ends the calls that wait with an error; a new session must follow.
@@ -453,16 +456,12 @@ class CallerChannel:
         waiting = self._waiting
         upto = self._resent_until if resent_only else self._number
         self._waiting = {n: each for n, each in waiting.items() if n > upto}
-        self._queue.clear()
-        self._again.clear()
+        self._queue.begin_again([])
         self._credits.clear()
         self._cancels.clear()
         for number, each in waiting.items():
             if number <= upto:
-                try:
-                    each.replied(error)
-                except Exception as raised:
-                    self._raised(raised)
+                self._tell(each.replied, error)
 
     def close(self) -> None:
         """Ends the channel; calls without a reply fail with Unavailable."""

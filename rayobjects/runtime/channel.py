@@ -62,7 +62,7 @@ class Channel(CallerChannel):
         clock: Clock,
         unavailable_after_s: float,
     ) -> None:
-        super().__init__(router.id, host, router.loop)
+        super().__init__(router.id, host, router.loop, clock)
         self._router = router
         self._locate = locate
         self._clock = clock

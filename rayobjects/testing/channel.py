@@ -11,9 +11,11 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+from rayobjects.clock import Clock
 from rayobjects.errors import RayObjectsError, Unavailable
 from rayobjects.messages import Batch, Push, decode_batch, decode_replies, encode
 from rayobjects.objects.caller_channel import CallerChannel
+from rayobjects.testing.clock import ManualClock
 
 
 class Link(Protocol):
@@ -40,6 +42,8 @@ class LocalChannel(CallerChannel):
     Args:
         id: names the process; a gateway's is also its gateway id.
         on_push: gets socket messages: then the channel is a gateway's.
+        clock: of the pretended process. It stands still unless it is moved: a host whose time moves
+            has heard of its callers all the while.
 
     Attributes:
         lose_answers: so many answers to batches get lost on their way back.
@@ -50,8 +54,15 @@ class LocalChannel(CallerChannel):
 
     FAILURES = (ConnectionError,)  # anything else is a fault, and a test must see it
 
-    def __init__(self, host: Link, id: str, on_push: Callable[[Push], None] | None = None) -> None:
-        super().__init__(id, "of this test", host.loop)
+    def __init__(
+        self,
+        host: Link,
+        id: str,
+        on_push: Callable[[Push], None] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.clock = clock or ManualClock()
+        super().__init__(id, "of this test", host.loop, self.clock)
         self.lose_answers = 0
         self.lose_polls = 0
         self.sent: deque[Batch] = deque(maxlen=1_000)

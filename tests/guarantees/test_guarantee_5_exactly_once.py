@@ -12,7 +12,7 @@ import rayobjects as ro
 from rayobjects.errors import Deadlock, InvalidCall, MethodError, Overloaded
 from rayobjects.limits import FINISHED_WINDOW_S
 from rayobjects.messages import JSON, PICKLE, Batch, Call, Reply
-from rayobjects.objects import caller_channel, host_core
+from rayobjects.objects import host_core, unsent
 from rayobjects.storage import room, values
 from rayobjects.testing import LocalHost, LocalResponse
 from rayobjects.testing.channel import LocalChannel
@@ -94,7 +94,7 @@ def test_guarantee_5_thousands_of_unanswered_calls_are_sent_again() -> None:
     """More than one batch holds: the later batches of the new session are repetitions too."""
 
     async def main() -> None:
-        with mock.patch.object(caller_channel, "BATCH_CALLS_MAX", 16):
+        with mock.patch.object(unsent, "BATCH_CALLS_MAX", 16):
             async with LocalHost([Counter]) as host:
                 stubs = [host.get(Counter, str(number)) for number in range(100)]
                 with host.syncs_held():

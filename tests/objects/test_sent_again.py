@@ -24,7 +24,7 @@ from rayobjects.messages import (
     encode,
 )
 from rayobjects.objects.caller_channel import CallerChannel
-from rayobjects.testing import LocalHost
+from rayobjects.testing import LocalHost, ManualClock
 
 LARGE = b"x" * (3 << 20)
 """Two of them do not fit into one batch."""
@@ -73,7 +73,7 @@ class Scripted(CallerChannel):
     """
 
     def __init__(self) -> None:
-        super().__init__("caller", "of this test", asyncio.get_running_loop())
+        super().__init__("caller", "of this test", asyncio.get_running_loop(), ManualClock())
         self.sent: list[tuple[int, list[int], list[int]]] = []
         self.answers: asyncio.Queue[Replies] = asyncio.Queue()
         self.polls: asyncio.Queue[Replies] = asyncio.Queue()

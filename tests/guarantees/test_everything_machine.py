@@ -464,7 +464,8 @@ class Everything(RuleBasedStateMachine):
         async def all_answered() -> None:
             for gate in (*GATE_NAMES, "start", "stop"):
                 GATES[gate].set()
-            everything = asyncio.ensure_future(asyncio.gather(*self.pending))
+            peeks = [ended(response) for _, response in self.peeks]
+            everything = asyncio.ensure_future(asyncio.gather(*self.pending, *peeks))
             while not everything.done():
                 if self.host.dead:
                     await self.host.crash()
@@ -472,9 +473,6 @@ class Everything(RuleBasedStateMachine):
                 await asyncio.wait([everything, death], return_when=asyncio.FIRST_COMPLETED)
                 death.cancel()
             await everything
-            for _, response in self.peeks:
-                with suppress(StorageFailed):
-                    await response
             # Second attempts of schedules and messages, whose host has died, take a moment.
             while not (kept(self.host) and not self.host.shard.promises()):  # type: ignore[union-attr]
                 if self.host.dead:
@@ -564,6 +562,11 @@ class Everything(RuleBasedStateMachine):
         finally:
             self.loop.close()
             self.directory.cleanup()
+
+
+async def ended(response: LocalResponse) -> None:
+    with suppress(StorageFailed):
+        await response
 
 
 def test_everything_comes_to_its_end() -> None:

@@ -6,7 +6,8 @@ The other end numbers its calls, and its batches within a session. This end
       `_unacknowledged` (this process has it running or has its reply), or from the journal (an
       earlier process had committed it);
     - answers a batch as soon as all of its calls are done, or after LATE_AFTER_S with those that
-      are; the others are late and follow over the standing request;
+      are, as far as they fit into BATCH_BYTES_MAX; the others are late and follow over the standing
+      request;
     - brings all that belongs to a stream (`streams`) over the standing request, of which there is
       one at a time: so items come in order. What was on its way when a session ended is sent again
       when the other end has named the call again in the next.
@@ -259,7 +260,10 @@ class HostChannel:
         if self._gone or session != self.session:
             return Replies([], stale=True)  # the replies belong to the session that came after
         ready, self._ready = self._ready, []
-        late = self._late + bool(self._streamed)
+        if sum([len(reply.body) for reply in ready]) > BATCH_BYTES_MAX:
+            ready, self._ready = _page(ready)
+        # What does not fit is late, too: it comes over the standing request.
+        late = self._late + len(self._ready) + bool(self._streamed)
         return Replies(ready, late, self._core.incarnation)
 
     async def poll(self, poll: Poll) -> Replies:
@@ -302,6 +306,16 @@ class HostChannel:
         """The core is dropped: every open request says `stale`, and the other end begins anew."""
         self._gone = True
         self._begin(self.session)
+
+
+def _page(replies: list[Reply]) -> tuple[list[Reply], list[Reply]]:
+    """Those that fit into one answer, at least one, and the rest."""
+    size = 0
+    for number, reply in enumerate(replies):
+        size += len(reply.body)
+        if number and size > BATCH_BYTES_MAX:
+            return replies[:number], replies[number:]
+    return replies, []
 
 
 def _resolve(waiter: asyncio.Future[None]) -> None:

@@ -44,6 +44,8 @@ class Follow:
         if isinstance(outcome, Reply):
             if outcome.status == REDIRECT:
                 call = self._call
+                if self._context is not None:  # it was kept, and another host's reply is awaited
+                    self._channel.acknowledge(self.number)
                 if not call.id:  # the id stays when the number changes
                     call.id = f"{self._router.id}:{self.number}"
                 self._router.redirected(call, self._replied, self._context, self._redirects)

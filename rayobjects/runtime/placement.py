@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayobjects.errors import InvalidCall
+from rayobjects.errors import InvalidCall, Unavailable
 from rayobjects.ids import SLOT_COUNT, ObjectId, slot_of
 from rayobjects.objects.catalog import ClassInfo
 from rayobjects.runtime import resources
@@ -74,7 +74,8 @@ async def locate(host: str, info: ClassInfo | None, *, again: bool = False) -> A
     Raises:
         InvalidCall: the class is gone, or its ray_options are not understood by Ray.
         Unavailable: no node of the cluster has what the class asks for; or the cluster's objects
-            have been stopped, and what runs no more is not begun again.
+            have been stopped, and what runs no more is not begun again; or this process is not
+            attached to Ray any more.
         resources.NoRoom: those that have it are full; only `again`.
         ray.exceptions.RayError: Ray could not be asked.
     """
@@ -83,6 +84,11 @@ async def locate(host: str, info: ClassInfo | None, *, again: bool = False) -> A
 
 def locate_blocking(host: str, info: ClassInfo | None, *, again: bool = False) -> Any:
     """The same as `locate`, for plain code."""
+    if not ray.is_initialized():  # Ray would attach to whatever it finds, or start another cluster
+        raise Unavailable(
+            f"the host {host} cannot be looked for, since ray.shutdown() has disconnected this "
+            "process: call ro.init() again"
+        )
     try:
         handle = ray.get_actor(host, namespace=NAMESPACE)
     except ValueError:

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+import ray
+
+from rayobjects.errors import Unavailable
 from rayobjects.messages import PICKLE, REDIRECT, Call, Reply
+from rayobjects.runtime import placement
 from rayobjects.runtime.configuration import Configuration
 from rayobjects.runtime.follow import Follow
 
 CONFIGURATION = Configuration("test", "", 2, "shared", 60.0, 30.0, "")
+
+
+def test_ray_is_not_begun_anew_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By asking it for an actor, after ray.shutdown()."""
+    asked: list[str] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: asked.append(name))
+    with pytest.raises(Unavailable, match="disconnected this process"):
+        placement.locate_blocking(placement.shard_host(0), None)
+    assert not asked
 
 
 def test_the_old_host_need_not_keep_its_redirection() -> None:

@@ -447,8 +447,8 @@ class CallerChannel:
         for number in gone:
             self._tell(waiting.pop(number).replied, error)
 
-    def _fail_waiting(self, error: RayObjectsError, *, resent_only: bool = False) -> None:
-        """Ends the calls that wait with an error; a new session must follow.
+    def _fail_waiting(self, outcome: Reply | RayObjectsError, *, resent_only: bool = False) -> None:
+        """Ends the calls that wait with an error, or redirects them; a new session must follow.
 
         Args:
             resent_only: not those that were made since this session began.
@@ -461,7 +461,7 @@ class CallerChannel:
         self._cancels.clear()
         for number, each in waiting.items():
             if number <= upto:
-                self._tell(each.replied, error)
+                self._tell(each.replied, outcome)
 
     def close(self) -> None:
         """Ends the channel; calls without a reply fail with Unavailable."""

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from rayobjects.clock import Clock
 from rayobjects.errors import RayObjectsError, Unavailable
 from rayobjects.limits import POLL_S
-from rayobjects.messages import Batch, Push, decode_replies, encode
+from rayobjects.messages import REDIRECT, Batch, Push, Reply, decode_replies, encode
 from rayobjects.objects.caller_channel import CallerChannel
+from rayobjects.runtime import placement
 from rayobjects.runtime.acknowledging import Acknowledgements
 from rayobjects.runtime.background import spawn
 from rayobjects.runtime.link import DELIVER, POLL, Link, LocalLink, RayLink
@@ -42,6 +43,9 @@ RETRY_MAX_S = 0.5
 SHORT_SESSION_S = 0.1
 """A session that ends sooner is followed by such a pause: a host whose storage does not open
 answers every call at once, and every standing request with `stale`."""
+
+_MOVED = Reply(0, REDIRECT, b"")
+"""For the calls to a host that is none any more: whoever made them looks again."""
 
 Handle = Any
 
@@ -156,9 +160,10 @@ class Channel(CallerChannel):
                     self._connected_at = self._clock.monotonic()
                     self._answered(replies, batch)
                     return
-            except RayObjectsError as error:
+            except (RayObjectsError, placement.Moved) as error:
                 # Those that came later wait: their class may have been deployed meanwhile.
-                self._fail_waiting(error, resent_only=True)
+                outcome = error if isinstance(error, RayObjectsError) else _MOVED
+                self._fail_waiting(outcome, resent_only=True)
                 self.forget.again()
                 if self._waiting:
                     started_at = self._clock.monotonic()

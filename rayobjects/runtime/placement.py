@@ -64,6 +64,11 @@ def host_of(id: ObjectId, info: ClassInfo, configuration: Configuration) -> str:
     return shard_host(shard_of(id, configuration.shards))
 
 
+class Moved(Exception):
+    """The class has no dedicated objects any more: it was deleted, and deployed again. Whoever
+    looks for the host of one has an old catalog."""
+
+
 async def locate(host: str, info: ClassInfo | None, *, again: bool = False) -> Any:
     """Finds a host's actor, creating it where there is none.
 
@@ -76,6 +81,7 @@ async def locate(host: str, info: ClassInfo | None, *, again: bool = False) -> A
         Unavailable: no node of the cluster has what the class asks for; or the cluster's objects
             have been stopped, and what runs no more is not begun again; or this process is not
             attached to Ray any more.
+        Moved: the object has no actor of its own any more, but lives with its shard's host.
         resources.NoRoom: those that have it are full; only `again`.
         ray.exceptions.RayError: Ray could not be asked.
     """
@@ -103,6 +109,8 @@ def locate_blocking(host: str, info: ClassInfo | None, *, again: bool = False) -
         known = current.find(info.key)  # perhaps with other options by now, or gone
         if known is None or known.deleting:
             raise no_class(info.name, current.classes)
+        if not is_dedicated(known, configuration):
+            raise Moved(f"{host} is hosted elsewhere")
         resources.check_possible(known)
         return dedicated_actor(known, host).remote(configuration, host)
     options = _options(host)

@@ -333,7 +333,7 @@ class Router:
             again = next(attempts) > 0
             try:
                 return await placement.locate(host, dedicated, again=again)
-            except InvalidCall:  # the class is gone, and so are its objects
+            except (InvalidCall, placement.Moved):  # the class is gone, and so are its objects
                 self._sockets.forsaken(self._channels[host].sockets)
                 raise
 

@@ -17,8 +17,8 @@ from rayobjects.objects import carried, tracing
 from rayobjects.objects.arguments import check_timeout, id_of_key, use_key
 from rayobjects.objects.context import current_call
 from rayobjects.objects.python_only import PythonOnly
+from rayobjects.objects.response import Response
 from rayobjects.runtime import process
-from rayobjects.runtime.response import Response
 from rayobjects.storage import values
 
 T = TypeVar("T")

@@ -3,20 +3,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from typing import Any, NoReturn, Protocol
+from collections.abc import Callable
+from typing import Any
 
-from rayobjects.errors import InvalidCall, RayObjectsError, from_wire, misuse
+from rayobjects.errors import InvalidCall, misuse
 from rayobjects.ids import ObjectId, check_object_name
 from rayobjects.limits import CALL_BYTES_MAX
 from rayobjects.messages import (
-    END,
     ITEMS,
-    NOT_AWAITED,
-    OK,
     PICKLE,
     SYSTEM,
     WHOLE,
@@ -25,143 +19,22 @@ from rayobjects.messages import (
 )
 from rayobjects.objects import carried, tracing
 from rayobjects.objects.arguments import check_timeout, id_of_key, use_key
-from rayobjects.objects.context import CallContext, current_call, local_router
+from rayobjects.objects.context import current_call, local_router
 from rayobjects.objects.python_only import PythonOnly
-from rayobjects.objects.reading import Opened, Reading, StreamReader, Unread, not_awaited
+from rayobjects.objects.response import CallRouter, Response
 from rayobjects.storage import values
 
 
-class CallRouter(Protocol):
-    """What stubs need of their host."""
-
-    loop: asyncio.AbstractEventLoop
-
-    def runs_here(self) -> bool: ...
-
-    def submit(
-        self,
-        call: Call,
-        replied: Callable[[Reply | RayObjectsError], None],
-        context: CallContext | None,
-    ) -> None: ...
-
-    def cancel(self, call: Call) -> None: ...
-
-    def wake(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None: ...
-
-
-class LocalResponse:
+class LocalResponse(Response[Any]):
     """A call's result to come: await it, as often as you like. If the method is a generator, read
     it once: `async for item in response`."""
 
-    rayobjects_no_json = NOT_AWAITED
-
-    def __init__(
-        self,
-        router: CallRouter,
-        target: str,
-        encoding: int,
-        caller: tuple[CallContext, str, tuple[str, str]] | None = None,
-    ) -> None:
-        self._caller = caller  # the running call, the id that it gave this one, and its object
-        self._router = router
-        self._target = target
-        self._encoding = encoding
-        self._outcome: Reply | RayObjectsError | Unread | None = None
-        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
-        self._call: Call | None = None
-
-    def cancel(self) -> None:
-        """Takes the call back, if it is not too late: it is rolled back, and the response fails
-        with `Cancelled`."""
-        under_way = self._outcome is None or isinstance(self._outcome, Unread)
-        if under_way and self._call is not None:
-            self._router.cancel(self._call)
-
-    def done(self) -> bool:
-        """Whether the result is there."""
-        return self._outcome is not None
-
-    def result(self, timeout_s: float | None = None) -> Any:
-        """The result, if it is there already.
-
-        Raises:
-            InvalidCall: it is not: the host lives on this very event loop, so await it.
-        """
-        self._wait_blocking()
-        return self._unpacked()
-
-    def _wait_blocking(self, timeout_s: float | None = None) -> None:
-        if self._outcome is None:
-            raise misuse(
-                f"{self._target}: .result() would wait for ever here, because it holds up the "
-                "event loop that brings the answer: `await` the response instead (make the "
-                "method `async def`, or mark it `@ro.blocking` to wait on a thread)"
-            )
+    __slots__ = ()
 
     @property
     def sequence(self) -> int:
         """Of the call's journal record; 0 if it wrote none, or has not been answered."""
         return self._outcome.sequence if isinstance(self._outcome, Reply) else 0
-
-    def __aiter__(self) -> StreamReader[Any]:
-        return StreamReader(self)
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        yield from self._wait()
-        return self._unpacked()
-
-    @contextmanager
-    def _awaited(self) -> Iterator[None]:
-        if self._caller is None:
-            yield
-            return
-        context, call_id, at = self._caller
-        context.awaits[call_id] = at
-        try:
-            yield
-        finally:
-            context.awaits.pop(call_id, None)
-
-    def _wait(self) -> Generator[Any, None, None]:
-        if self._outcome is None:
-            loop = asyncio.get_running_loop()
-            future = loop.create_future()
-            self._waiters.append((loop, future))
-            if self._outcome is None:  # it may have come in on another thread
-                with self._awaited():
-                    yield from future
-
-    def _replied(self, outcome: Reply | RayObjectsError) -> None:
-        if type(outcome) is Opened:
-            if self._encoding != PICKLE:
-                return  # all items come in one reply
-            self._outcome = Unread(Reading(self._router, outcome))
-        else:
-            self._outcome = outcome
-        for loop, future in self._waiters:
-            self._router.wake(loop, future)
-
-    def _unpacked(self) -> Any:
-        outcome = self._outcome
-        if isinstance(outcome, Reply):
-            if outcome.status == END:
-                raise not_awaited(self._target, None)
-            if outcome.status != OK:
-                raise from_wire(outcome.body)
-            if self._encoding == PICKLE:
-                return values.load(outcome.body)
-            return json.loads(outcome.body) if outcome.body else None
-        assert outcome is not None
-        if isinstance(outcome, Unread):
-            raise not_awaited(self._target, outcome)
-        raise outcome
-
-    def __reduce__(self) -> NoReturn:
-        raise misuse(NOT_AWAITED)
-
-    def __repr__(self) -> str:
-        return f"<LocalResponse of {self._target}, {'done' if self.done() else 'under way'}>"
 
 
 class LocalStub(PythonOnly):
@@ -316,10 +189,10 @@ def send(
     caller = None
     if context is not None:
         context.adopt(call, values_of())
-        caller = (context, call.id, (stub.id[0], stub.id[1])) if call.id else None
+        caller = (context, call.id) if call.id else None
     else:
         call.context = carried.outgoing(None)
-    response = LocalResponse(router, f"{stub.id}.{method}", encoding, caller)
+    response = LocalResponse(router, (*stub.id, method), encoding, caller)
     response._call = call
     router.submit(call, tracing.calling(call, response._replied), context)
     return response

@@ -467,3 +467,29 @@ def test_a_host_that_is_released_starts_nothing_that_waits() -> None:
             assert "late" not in RAN
 
     run(main)
+
+
+class Asker(ro.DurableObject):
+    @ro.blocking
+    def ask(self, other: ro.Stub) -> str:
+        answer: str = other.answer.remote().result(30)
+        return f"asked: {answer}"
+
+    @ro.blocking
+    def answer(self) -> str:
+        return "yes"
+
+    def ask_at_once(self, other: ro.Stub) -> str:
+        answer: str = other.answer.remote().result(30)
+        return answer
+
+
+def test_a_stub_of_a_test_can_be_waited_for_on_a_thread() -> None:
+    async def main() -> None:
+        async with LocalHost([Asker]) as host:
+            one, other = host.get(Asker, "one"), host.get(Asker, "other")
+            assert await one.ask.remote(other) == "asked: yes"
+            with pytest.raises(ro.MethodError, match="would wait for ever here"):
+                await one.ask_at_once.remote(other)
+
+    asyncio.run(asyncio.wait_for(main(), 30))

@@ -16,7 +16,7 @@ import ray
 
 import rayobjects as ro
 from rayobjects.messages import PICKLE, encode_json
-from rayobjects.runtime.response import Response
+from rayobjects.objects.response import Response
 from rayobjects.runtime.stubs import Stub
 from rayobjects.storage.values import dump
 from rayobjects.testing import LocalHost, LocalResponse, LocalStub

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 from rayobjects.errors import DeadlineExceeded, InvalidCall, RayObjectsError, from_wire, misuse
 from rayobjects.messages import END, NOT_AWAITED, OK, PICKLE, Call, Reply
@@ -16,9 +16,40 @@ from rayobjects.storage import values
 
 if TYPE_CHECKING:
     from rayobjects.objects.context import CallContext
-    from rayobjects.runtime.router import Router
 
 T = TypeVar("T")
+
+
+class CallRouter(Protocol):
+    """What stubs and responses need of whatever brings their calls to objects."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def runs_here(self) -> bool:
+        """Whether the caller is on the router's own loop."""
+        ...
+
+    def must_not_wait(self) -> bool:
+        """Whether the caller is on a loop that must not wait for an answer."""
+        ...
+
+    def submit(
+        self,
+        call: Call,
+        replied: Callable[[Reply | RayObjectsError], None],
+        context: CallContext | None,
+    ) -> None:
+        """Sends a call, from any thread."""
+        ...
+
+    def cancel(self, call: Call) -> None:
+        """Has a call ended if it still can be, from any thread."""
+        ...
+
+    def wake(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+        """Resolves a future of any loop."""
+        ...
+
 
 EXPIRED_GRACE_S = 1.0
 """The host ends a call at its deadline; for so long its answer may be on its way."""
@@ -50,7 +81,7 @@ class Response(Generic[T]):
 
     def __init__(
         self,
-        router: Router,
+        router: CallRouter,
         called: tuple[str, str, str],
         encoding: int,
         caller: tuple[CallContext, str] | None = None,

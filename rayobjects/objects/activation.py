@@ -366,6 +366,8 @@ class Activation:
 
     def settled(self) -> None:
         """Everything committed is on disk."""
+        if self.state.promised.settled:
+            self.state.promised.settled.clear()
         if not self.busy and not self.concurrent:
             self.state.trim()
             if self.state.grown:

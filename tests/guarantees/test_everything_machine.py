@@ -478,6 +478,7 @@ class Everything(RuleBasedStateMachine):
                 if self.host.dead:
                     await self.host.crash()
                 await self.host.move(0.5)
+                await asyncio.sleep(0)  # where nothing is due it takes no turn of the loop
 
         try:
             self.run(all_answered())

@@ -1,0 +1,97 @@
+"""Large objects whose storage is read beside the call that changes it: on the lane or on a thread,
+while the loop commits."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from objects_double import Live, MemoryLedger
+
+from rayobjects.objects.model import DurableObject
+from rayobjects.objects.view import CommittedView, view_of
+
+
+class Box(DurableObject):
+    pass
+
+
+class Interrupted(MemoryLedger):
+    """A ledger between whose answer and its asker something else happens, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: Callable[[], Any] | None = None
+
+    def _answer(self, answer: Any) -> Any:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return answer
+
+    def read(self, *args: Any) -> Any:
+        return self._answer(super().read(*args))
+
+    def scan(self, *args: Any, **range: Any) -> Any:
+        return self._answer(super().scan(*args, **range))
+
+    def count(self, *args: Any) -> Any:
+        return self._answer(super().count(*args))
+
+
+def filled(count: int) -> tuple[Live, Interrupted, Any]:
+    """A large object with so many keys, its ledger, and what a concurrent method sees of it."""
+    ledger = Interrupted()
+    box = Live(Box, ledger)
+    box.call(lambda b: b.storage.update({f"{i:05}": i for i in range(count)}))
+    box = box.reloaded(whole=False)
+    return box, ledger, view_of(box.instance, CommittedView(box.state))
+
+
+def clear(box: Live) -> None:
+    box.call(lambda b: b.storage.clear(), sync=False)
+
+
+def put(box: Live, key: str, value: Any, *, sync: bool = False) -> None:
+    box.call(lambda b: b.storage.__setitem__(key, value), sync=sync)
+
+
+def exhaust(keys: Iterable[str]) -> None:
+    """What `list` does, but that asks for the length first."""
+    deque(keys, maxlen=0)
+
+
+@pytest.mark.parametrize("how", ["a page comes late", "a page is asked for late", "a value"])
+def test_what_is_written_again_after_a_clear_is_kept(how: str) -> None:
+    """Guarantee 4: it equals what the ledger had before the clear, and is no less a change."""
+    box, ledger, beside = filled(600)
+    keys = iter(beside.storage)
+    if how == "a page comes late":
+        ledger.meanwhile = lambda: clear(box)
+        exhaust(keys)
+    elif how == "a page is asked for late":
+        next(keys)
+        clear(box)
+        exhaust(keys)
+    else:
+        ledger.meanwhile = lambda: clear(box)
+        beside.storage.get("00400")
+    put(box, "00400", 400)
+    assert box.instance.storage["00400"] == 400
+    assert box.reloaded().instance.storage.list() == {"00400": 400}
+
+
+@pytest.mark.parametrize("how", ["a page", "a value"])
+def test_an_answer_that_comes_after_a_trim_is_not_remembered(how: str) -> None:
+    """Guarantee 4: a task that outlives its call reads while the object comes to rest."""
+    box, ledger, beside = filled(600)
+    ledger.meanwhile = lambda: put(box, "00007", "new", sync=True)
+    if how == "a page":
+        exhaust(beside.storage)
+    else:
+        beside.storage.get("00007")
+    assert box.instance.storage["00007"] == "new"
+    put(box, "00007", 7)
+    assert box.reloaded().instance.storage["00007"] == 7

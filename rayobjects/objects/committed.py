@@ -73,6 +73,8 @@ class Committed:
     """
 
     __slots__ = (
+        "_changed",
+        "_counted",
         "_id",
         "_item_bytes",
         "_item_count",
@@ -91,6 +93,12 @@ class Committed:
         """None where memory has everything, so that the ledger has nothing to say."""
         self._item_bytes = 0
         self._item_count: int | None = None
+        """Kept by the loop, as long as it can be known without asking the ledger."""
+        self._changed = 0
+        """How often something was committed."""
+        self._counted = (-1, 0)
+        """`_changed` when the ledger was asked last, and the count that came of it. One value, so
+        that a lane which has been overtaken by a commit never passes its figure off as today's."""
         if loaded.whole:
             self._item_count = 0
             for key, entry in loaded.entries.items():
@@ -132,6 +140,9 @@ class Committed:
 
     def apply(self, writes: list[Write], clear: bool) -> None:
         """Takes over what a call has committed."""
+        changed, count = self._counted
+        if changed == self._changed and self._item_count is None:
+            self._item_count = count
         if clear:
             # Whatever the ledger has of the items is void, so that memory has all there is.
             self.entries = {k: e for k, e in self.entries.items() if k[0] != ITEM}
@@ -148,6 +159,7 @@ class Committed:
                 self.entries.pop(key, None)
             else:
                 self.entries[key] = _TOMBSTONE
+        self._changed += 1  # at the end: whoever has seen a part of it must notice, too
 
     def trim(self) -> None:
         """Drops what the ledger has: for a large object whose commits are all synced."""
@@ -156,10 +168,22 @@ class Committed:
             self._remembered = _Remembered()
 
     def count(self) -> int:
-        """How many storage keys there are; blocks for queries where that is not known."""
-        if self._item_count is None:
-            self._item_count = self._ask_count()
-        return self._item_count
+        """How many storage keys there are; blocks for queries where that is not known.
+
+        Beside a call that has the turn, commits may overtake it again and again: then it may be
+        off by what they did, and is not kept.
+        """
+        for _ in range(_COUNT_TRIES):
+            changed = self._changed
+            count = self._item_count
+            if count is not None:
+                return count
+            counted = self._counted
+            if counted[0] != changed:
+                counted = self._counted = (changed, self._ask_count())
+            if self._changed == changed:
+                break
+        return counted[1]
 
     def _ask_count(self) -> int:
         """Counts by the ledger's figure, corrected by what it does not know yet.
@@ -167,14 +191,15 @@ class Committed:
         Commits may be synced while it is asked, and be counted by one answer and not by the next:
         so the figures count only when they came out the same twice.
         """
-        local = [key for key in self.entries if key[0] == ITEM]
+        entries = self.entries.copy()  # the loop may commit while the lane asks
+        local = [key for key in entries if key[0] == ITEM]
         if len(local) <= _COUNT_BY_READS_MAX:
             last: list[int] = []
             for _ in range(_COUNT_TRIES):
                 figures = [self._ledger.count(self._id)]
                 figures += [self._ledger.read(self._id, key) is not None for key in local]
                 if figures == last or not local:
-                    alive = sum(self.entries[key][0] != DELETED for key in local)
+                    alive = sum(entries[key][0] != DELETED for key in local)
                     return figures[0] + alive - sum(figures[1:])
                 last = figures
         return sum(1 for _ in self.walk(ITEM, None, None, False))

@@ -167,7 +167,9 @@ class State:
                     continue
             size += len(key) + len(entry[1])
             writes.append((key, entry[0], entry[1]))
-        clear = self._clearing and self._committed.count() > 0
+        # What a large object has is not asked for: the loop must not wait for a query, and a clear
+        # of nothing costs less than one that is missing.
+        clear = self._clearing and not (self._committed.whole and self._committed.count() == 0)
         opened, sends, sent_bytes = self.sockets.changes()
         promises = self.promised.changes()
         size += sent_bytes + sum(len(each.body) for each in promises)

@@ -95,3 +95,64 @@ def test_an_answer_that_comes_after_a_trim_is_not_remembered(how: str) -> None:
     assert box.instance.storage["00007"] == "new"
     put(box, "00007", 7)
     assert box.reloaded().instance.storage["00007"] == 7
+
+
+@pytest.mark.parametrize("unsynced", [0, 1, 100], ids=["none", "few", "many"])
+@pytest.mark.parametrize("known", [False, True], ids=["asked", "read before"])
+def test_a_count_that_was_overtaken_is_not_kept(unsynced: int, known: bool) -> None:
+    box, ledger, beside = filled(300)
+    for position in range(unsynced):
+        put(box, f"a{position}", 1)
+    if known:
+        beside.storage.get("b")  # so that the commit need not give the count up
+    ledger.meanwhile = lambda: put(box, "b", 1)
+    assert len(beside.storage) == 301 + unsynced
+    assert len(box.instance.storage) == 301 + unsynced
+    ledger.sync()
+    assert len(box.instance.storage) == 301 + unsynced
+
+
+def test_a_count_beside_ends_though_others_keep_committing() -> None:
+    box, ledger, beside = filled(300)
+    committed = 0
+
+    def again() -> None:
+        nonlocal committed
+        put(box, f"a{committed}", 1)
+        committed += 1
+        ledger.meanwhile = again
+
+    ledger.meanwhile = again
+    assert 300 <= len(beside.storage) <= 300 + committed
+    ledger.meanwhile = None
+    assert len(box.instance.storage) == 300 + committed
+
+
+def test_a_count_is_kept_up_to_date_once_it_was_asked_for() -> None:
+    box, ledger, beside = filled(300)
+    assert len(beside.storage) == 300
+    assert box.instance.storage["00001"] == 1
+    box.call(lambda b: b.storage.__delitem__("00001"), sync=False)
+    before = ledger.queries
+    assert len(beside.storage) == 299
+    assert ledger.queries == before
+
+
+@pytest.mark.parametrize("method", ["clear", "delete_all"])
+def test_a_clear_is_written_whatever_was_counted_beside(method: str) -> None:
+    box, ledger, beside = filled(1)
+    box.call(lambda b: b.storage.__delitem__("00000"))
+    ledger.meanwhile = lambda: put(box, "a", 1)
+    len(beside.storage)
+    box.call(lambda b: getattr(b.storage, method)(), sync=False)
+    assert "a" not in box.instance.storage
+    assert not box.reloaded().instance.storage
+
+
+def test_a_clear_asks_nothing_of_the_ledger() -> None:
+    box, ledger, _ = filled(300)
+    before = ledger.queries
+    clear(box)
+    assert ledger.queries == before
+    clear(box)
+    assert not box.changes.clear

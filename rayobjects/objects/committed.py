@@ -215,25 +215,38 @@ class Committed:
         """The storage keys with `prefix` in [start, end), sorted by their UTF-8, page by page.
 
         `limit` is a hint of how many the caller will take. Python orders strings by code point,
-        which is the order of their UTF-8 too.
+        which is the order of their UTF-8 too. What is deleted under way is left out from then on.
         """
+        entries = self.entries.copy()  # the loop may commit while the lane reads
         local = [
             key
-            for key in list(self.entries)  # the loop may commit while the lane reads
+            for key in entries
             if key[0] == ITEM
             and key.startswith(prefix)
             and (start is None or key >= start)
             and (end is None or key < end)
         ]
         local.sort(reverse=reverse)
-        if self.whole:
-            yield from local
-            return
-        yield from self._merged(local, self._pages(prefix, start, end, reverse, limit), reverse)
+        keys = iter(local)
+        if not self.whole:
+            gone = {key for key in local if entries[key][0] == DELETED}
+            pages = self._pages(prefix, start, end, reverse, limit)
+            keys = self._merged(local, gone, pages, reverse)
+        for key in keys:
+            if not self._is_gone(key):
+                yield key
 
-    def _merged(self, local: list[str], pages: Iterator[str], reverse: bool) -> Iterator[str]:
-        """Merges two sorted rows of keys; of a key in both, memory's entry counts."""
-        gone = {key for key in local if self.entries[key][0] == DELETED}
+    def _is_gone(self, key: str) -> bool:
+        """Whether a key that was there is not any more, as far as memory knows."""
+        whole = self.whole  # before the entries: a clear changes it after them
+        entry = self.entries.get(key)
+        return whole if entry is None else entry[0] == DELETED
+
+    @staticmethod
+    def _merged(
+        local: list[str], gone: set[str], pages: Iterator[str], reverse: bool
+    ) -> Iterator[str]:
+        """Merges two sorted rows of keys without those of memory that are `gone`."""
         position = 0
         for key in pages:
             while position < len(local) and (

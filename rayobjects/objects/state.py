@@ -39,7 +39,7 @@ from rayobjects.objects.ledger import Ledger
 from rayobjects.objects.promised import Promised
 from rayobjects.objects.shown import state_json
 from rayobjects.objects.sockets import Sockets
-from rayobjects.objects.storage_map import StorageMap
+from rayobjects.objects.storage_map import MISSING, StorageMap
 from rayobjects.storage.records import (
     DELETED,
     ITEM,
@@ -324,6 +324,13 @@ class State:
         Raises:
             KeyError: it is not there.
         """
+        value = self.find_item(key)
+        if value is MISSING:
+            raise KeyError(key[1:])
+        return value
+
+    def find_item(self, key: str) -> Any:
+        """The value of a storage key, or MISSING."""
         try:
             value = self.live[key]
         except KeyError:
@@ -333,9 +340,7 @@ class State:
                 self.touch(key, value)
             return value
         entry = self._item_entry(key)
-        if entry is None:
-            raise KeyError(key[1:])
-        return self._decode(key, entry)
+        return self._decode(key, entry) if entry is not None else MISSING
 
     def has_item(self, key: str) -> bool:
         """Whether the storage key is there."""

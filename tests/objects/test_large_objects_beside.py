@@ -59,7 +59,7 @@ def put(box: Live, key: str, value: Any, *, sync: bool = False) -> None:
 
 
 def exhaust(keys: Iterable[str]) -> None:
-    """What `list` does, but that asks for the length first."""
+    """Walks them; `list(storage)` would ask for the length first."""
     deque(keys, maxlen=0)
 
 
@@ -156,3 +156,95 @@ def test_a_clear_asks_nothing_of_the_ledger() -> None:
     assert ledger.queries == before
     clear(box)
     assert not box.changes.clear
+
+
+def drop(box: Live, *keys: str) -> None:
+    def delete(b: Any) -> None:
+        for key in keys:
+            del b.storage[key]
+
+    box.call(delete, sync=False)
+
+
+READINGS: dict[str, Callable[[Any], Any]] = {
+    "list": lambda storage: list(storage.list()),
+    "list backwards": lambda storage: sorted(storage.list(reverse=True)),
+    "items": lambda storage: [key for key, _ in storage.items()],
+    "values": lambda storage: [f"{value:05}" for value in storage.values()],
+    "keys": lambda storage: list(iter(storage)),
+}
+"""The keys 00000 to 00599 are their values, too."""
+
+
+@pytest.mark.parametrize("how", READINGS)
+def test_what_is_deleted_while_a_page_is_read_is_left_out(how: str) -> None:
+    box, ledger, beside = filled(600)
+    put(box, "00020", 20)
+    ledger.meanwhile = lambda: drop(box, "00010", "00020", "00400")
+    found = READINGS[how](beside.storage)
+    assert found == [f"{i:05}" for i in range(600) if i not in (10, 20, 400)]
+
+
+@pytest.mark.parametrize("how", READINGS)
+def test_what_is_cleared_while_a_page_is_read_is_left_out(how: str) -> None:
+    """But for what the same call has written again."""
+    box, ledger, beside = filled(600)
+    put(box, "00020", 20)
+    drop(box, "00030")
+
+    def refill(b: Any) -> None:
+        b.storage.clear()
+        b.storage["00400"] = 400
+
+    ledger.meanwhile = lambda: box.call(refill, sync=False)
+    assert READINGS[how](beside.storage) == ["00400"]
+
+
+@pytest.mark.parametrize("how", ["list", "items", "values"])
+def test_what_is_deleted_while_its_value_is_read_is_left_out(how: str) -> None:
+    """The page has been forgotten by then: the value is a query of its own."""
+    box, ledger, beside = filled(600)
+    scan, read = ledger.scan, ledger.read
+
+    def forgetful(*args: Any, **range: Any) -> Any:
+        page = scan(*args, **range)
+        box.state.trim()
+        return page
+
+    def overtaken(id: Any, key: str) -> Any:
+        if key == "/00400":
+            ledger.read = read  # type: ignore[method-assign]
+            drop(box, "00400")
+            ledger.sync()
+        return read(id, key)
+
+    ledger.scan, ledger.read = forgetful, overtaken  # type: ignore[method-assign]
+    found = READINGS[how](beside.storage)
+    assert found == [f"{i:05}" for i in range(600) if i != 400]
+
+
+@pytest.mark.parametrize("limit", [1, 5])
+def test_a_limit_is_kept_where_keys_are_left_out(limit: int) -> None:
+    box, ledger, beside = filled(600)
+    ledger.meanwhile = lambda: drop(box, "00000", "00002")
+    found = beside.storage.list(limit=limit)
+    assert list(found) == ["00001", "00003", "00004", "00005", "00006"][:limit]
+
+
+def test_a_count_that_meets_a_clear() -> None:
+    """What memory had of a key may be gone while the ledger is asked for it."""
+    box, ledger, beside = filled(300)
+    put(box, "a", 1)
+    ledger.meanwhile = lambda: clear(box)
+    assert len(beside.storage) == 0
+
+
+def test_a_small_object_is_walked_while_others_delete() -> None:
+    box, _, _ = filled(10)
+    box = box.reloaded()
+    items = iter(view_of(box.instance, CommittedView(box.state)).storage.items())
+    assert next(items) == ("00000", 0)
+    drop(box, "00001")
+    assert next(items) == ("00002", 2)
+    clear(box)
+    assert list(items) == []

@@ -42,6 +42,7 @@ from rayobjects.objects.sockets import Sockets
 from rayobjects.objects.storage_map import MISSING, StorageMap
 from rayobjects.storage.records import (
     DELETED,
+    INTENT,
     ITEM,
     PICKLE,
     Loaded,
@@ -172,7 +173,9 @@ class State:
         clear = self._clearing and not (self._committed.whole and self._committed.count() == 0)
         opened, sends, sent_bytes = self.sockets.changes()
         promises = self.promised.changes()
-        size += sent_bytes + sum(len(each.body) for each in promises)
+        # Not an intent that is retried: it has the arguments of its call, which may be larger. A
+        # record has room for them, as it had the first time, and for all that is counted here.
+        size += sent_bytes + sum(len(each.body) for each in promises if each.kind != INTENT)
         if size > CHANGES_BYTES_MAX:
             raise misuse(
                 f"one call may write and send {CHANGES_BYTES_MAX:,} bytes, this one has {size:,}: "

@@ -1,8 +1,9 @@
 """Large objects whose storage is read beside the call that changes it: on the lane or on a thread,
-while the loop commits."""
+while the loop commits. And large arguments, which a record must still have room for."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,8 +11,15 @@ from typing import Any
 import pytest
 from objects_double import Live, MemoryLedger
 
+import rayobjects as ro
+from rayobjects.errors import InvalidCall
+from rayobjects.limits import CALL_BYTES_MAX
+from rayobjects.messages import SYSTEM, encode_json
 from rayobjects.objects.model import DurableObject
 from rayobjects.objects.view import CommittedView, view_of
+from rayobjects.storage.records import INTENT
+from rayobjects.testing import LocalHost
+from rayobjects.testing.stubs import send
 
 
 class Box(DurableObject):
@@ -248,3 +256,63 @@ def test_a_small_object_is_walked_while_others_delete() -> None:
     assert next(items) == ("00002", 2)
     clear(box)
     assert list(items) == []
+
+
+class Counter(ro.DurableObject):
+    count: int = ro.durable(0)
+
+    def add(self, by: int) -> int:
+        self.count += by
+        return self.count
+
+
+CALLED: list[int] = []
+"""What each run of `Forwarder.forward` has called, or is about to."""
+HELD: list[asyncio.Event] = []
+"""Set when the first run has called."""
+
+
+class Forwarder(ro.DurableObject):
+    async def forward(self, data: bytes) -> int:
+        CALLED.append(2 if len(CALLED) == 1 else 1)  # the second run differs, so it is stopped
+        await ro.namespace("Counter").get("c").add.remote(CALLED[-1])
+        if len(CALLED) == 1:
+            HELD[0].set()
+            await asyncio.Event().wait()
+        return len(data)
+
+
+async def _outcome(response: Any) -> Any:
+    try:
+        return await response
+    except InvalidCall as error:
+        return error
+
+
+def test_a_stopped_call_with_arguments_of_the_largest_size_is_retried() -> None:
+    """Guarantee 5: what could begin can be run again, though a call could not write as much."""
+
+    async def main() -> None:
+        CALLED.clear()
+        HELD[:] = [asyncio.Event()]
+        async with LocalHost([Counter, Forwarder]) as host:
+            forwarder = host.get(Forwarder, "f")
+            forwarded = forwarder.forward.remote(bytes(CALL_BYTES_MAX - 1_000))
+            outcome = asyncio.ensure_future(_outcome(forwarded))
+            await HELD[0].wait()
+            await host.crash()
+            assert "stopped" in str(await outcome)
+            assert host.shard is not None
+            (stopped,) = [p for p in host.shard.promises_of(forwarder.id) if p.kind == INTENT]
+            assert stopped.failed
+            chosen = encode_json({"kind": "intent", "key": stopped.key})
+            assert await send(forwarder, "retry", SYSTEM, chosen) == "retried"
+            for _ in range(1_000):
+                if not host.shard.promises_of(forwarder.id):
+                    break
+                await asyncio.sleep(0.01)
+            assert not host.shard.promises_of(forwarder.id)
+            assert CALLED == [1, 2, 1]
+            assert await host.get(Counter, "c").add.remote(0) == 1
+
+    asyncio.run(asyncio.wait_for(main(), 60))

@@ -39,9 +39,10 @@ from rayobjects.objects.ledger import Ledger
 from rayobjects.objects.promised import Promised
 from rayobjects.objects.shown import state_json
 from rayobjects.objects.sockets import Sockets
-from rayobjects.objects.storage_map import StorageMap
+from rayobjects.objects.storage_map import MISSING, StorageMap
 from rayobjects.storage.records import (
     DELETED,
+    INTENT,
     ITEM,
     PICKLE,
     Loaded,
@@ -167,10 +168,14 @@ class State:
                     continue
             size += len(key) + len(entry[1])
             writes.append((key, entry[0], entry[1]))
-        clear = self._clearing and self._committed.count() > 0
+        # What a large object has is not asked for: the loop must not wait for a query, and a clear
+        # of nothing costs less than one that is missing.
+        clear = self._clearing and not (self._committed.whole and self._committed.count() == 0)
         opened, sends, sent_bytes = self.sockets.changes()
         promises = self.promised.changes()
-        size += sent_bytes + sum(len(each.body) for each in promises)
+        # Not an intent that is retried: it has the arguments of its call, which may be larger. A
+        # record has room for them, as it had the first time, and for all that is counted here.
+        size += sent_bytes + sum(len(each.body) for each in promises if each.kind != INTENT)
         if size > CHANGES_BYTES_MAX:
             raise misuse(
                 f"one call may write and send {CHANGES_BYTES_MAX:,} bytes, this one has {size:,}: "
@@ -322,6 +327,13 @@ class State:
         Raises:
             KeyError: it is not there.
         """
+        value = self.find_item(key)
+        if value is MISSING:
+            raise KeyError(key[1:])
+        return value
+
+    def find_item(self, key: str) -> Any:
+        """The value of a storage key, or MISSING."""
         try:
             value = self.live[key]
         except KeyError:
@@ -331,9 +343,7 @@ class State:
                 self.touch(key, value)
             return value
         entry = self._item_entry(key)
-        if entry is None:
-            raise KeyError(key[1:])
-        return self._decode(key, entry)
+        return self._decode(key, entry) if entry is not None else MISSING
 
     def has_item(self, key: str) -> bool:
         """Whether the storage key is there."""

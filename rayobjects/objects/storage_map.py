@@ -7,7 +7,7 @@ they may have been; keys and plain values are not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import ItemsView, Iterator, MutableMapping, ValuesView
 from typing import TYPE_CHECKING, Any
 
 from rayobjects.errors import InvalidCall, misuse
@@ -16,6 +16,9 @@ from rayobjects.storage.records import ITEM
 
 if TYPE_CHECKING:
     from rayobjects.objects.state import State
+
+MISSING: Any = object()
+"""Instead of a value: the key is not there."""
 
 
 class StorageMap(MutableMapping[str, Any]):
@@ -64,6 +67,12 @@ class StorageMap(MutableMapping[str, Any]):
     def __bool__(self) -> bool:
         return any(True for _ in self._state.walk_items(ITEM, limit=1))
 
+    def items(self) -> ItemsView[str, Any]:
+        return _Items(self)
+
+    def values(self) -> ValuesView[Any]:
+        return _Values(self)
+
     def list(
         self,
         prefix: str = "",
@@ -96,8 +105,8 @@ class StorageMap(MutableMapping[str, Any]):
             reverse,
             limit,
         )
-        for key in keys:
-            found[key[1:]] = self._state.read_item(key)
+        for key, value in _found(self._state, keys):
+            found[key] = value
             if len(found) == limit:
                 break
         return found
@@ -112,6 +121,31 @@ class StorageMap(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"<storage of {self._state.id}>"
+
+
+class _Items(ItemsView[str, Any]):
+    _mapping: StorageMap
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        state = self._mapping._state
+        return _found(state, state.walk_items(ITEM))
+
+
+class _Values(ValuesView[Any]):
+    _mapping: StorageMap
+
+    def __iter__(self) -> Iterator[Any]:
+        state = self._mapping._state
+        return (value for _, value in _found(state, state.walk_items(ITEM)))
+
+
+def _found(state: State, keys: Iterator[str]) -> Iterator[tuple[str, Any]]:
+    """The keys with their values. A concurrent method walks while other calls commit: what they
+    delete between a key and its value is left out."""
+    for key in keys:
+        value = state.find_item(key)
+        if value is not MISSING:
+            yield key[1:], value
 
 
 def _key(key: object) -> str:

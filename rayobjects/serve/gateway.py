@@ -59,6 +59,11 @@ Answer = tuple[int, Headers, bytes]
 PAGE_NAMES = 100
 """Names on a page of a listing unless `limit` asks for another number."""
 
+QUERY_SHOWN_MAX = 100
+"""Characters of a query that an error shows."""
+
+_LISTING = ("prefix", "after", "limit")
+
 
 class Gateway:
     """The ASGI application.
@@ -161,6 +166,11 @@ class Gateway:
                     f"{target.method!r} is a method of an object, called with POST and not with "
                     f"{verb}: its arguments are a JSON object in the body",
                     b"POST",
+                )
+            if scope["query_string"]:  # else it would run without what is there
+                raise InvalidCall(
+                    f"the address of a call takes no query ({_shown(scope['query_string'])}): "
+                    "arguments go into the JSON body"
                 )
             return await self._call(target, request, receive, context)
         if verb not in ("GET", "HEAD"):
@@ -354,10 +364,20 @@ def _page(query: bytes) -> tuple[str, str, int]:
         fields = parse_qs(query.decode("ascii"), keep_blank_values=True, errors="strict")
     except UnicodeDecodeError:
         raise InvalidCall("the query is not UTF-8: percent-encode its UTF-8 bytes") from None
-    limit_text = fields.get("limit", [str(PAGE_NAMES)])[-1]
-    digits = limit_text.isascii() and limit_text.isdigit() and len(limit_text) < 10
-    if not digits or int(limit_text) == 0:
-        message = f"limit is a number from 1 to {PAGE_KEYS_MAX:,}, not {limit_text!r}"
-        raise InvalidCall(message, details={"errors": [{"field": "limit", "message": message}]})
-    limit = min(int(limit_text), PAGE_KEYS_MAX)
-    return fields.get("prefix", [""])[-1], fields.get("after", [""])[-1], limit
+    for field in fields:
+        if field not in _LISTING:
+            raise _bad_field(field, f"a listing takes {', '.join(_LISTING)}, and no {field!r}")
+    limit = fields.get("limit", [str(PAGE_NAMES)])[-1]
+    digits = limit.isascii() and limit.isdigit() and len(limit) < 10
+    if not digits or not 1 <= int(limit) <= PAGE_KEYS_MAX:
+        raise _bad_field("limit", f"limit is a number from 1 to {PAGE_KEYS_MAX:,}, not {limit!r}")
+    return fields.get("prefix", [""])[-1], fields.get("after", [""])[-1], int(limit)
+
+
+def _bad_field(field: str, message: str) -> InvalidCall:
+    return InvalidCall(message, details={"errors": [{"field": field, "message": message}]})
+
+
+def _shown(query: bytes) -> str:
+    text = query.decode("latin-1")
+    return f"?{text[:QUERY_SHOWN_MAX]}" + ("…" if len(text) > QUERY_SHOWN_MAX else "")

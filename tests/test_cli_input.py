@@ -151,6 +151,7 @@ def test_port_in_use(
         (["--hosting", "cloud"], "--hosting cannot be 'cloud'"),
         (["--storage", "s3://bucket"], "not supported yet"),
         (["--storage", "/proc/x"], "/proc/x cannot be written"),
+        (["--storage", __file__], f"{__file__} is a file: choose a directory"),
     ],
 )
 def test_bad_settings(

@@ -3,7 +3,8 @@
     POST /objects/{class}/{name}/{method}      calls a method, JSON in and out; the items of a
                                                generator also as events (`serve.events`)
     GET  /objects/{class}/{name}   + upgrade   a WebSocket to the object (`serve.sockets`)
-    ANY  /objects/{class}/{name}/fetch/{path}  the raw request to `on_request` (`serve.requests`)
+    ANY  /objects/{class}/{name}/fetch/{path}  the raw request to `on_request` (`serve.requests`);
+                                               …/fetch is the same as …/fetch/
     GET  /objects/{class}?prefix=&after=       the names of the class's objects, in pages
     GET  /docs, /openapi.json, /               `serve.docs`
     anything else                              the user's pages, then the user's own app
@@ -158,6 +159,8 @@ class Gateway:
     ) -> Answer | Reading | None:
         self._visitors.check_origin(request)
         verb = scope["method"]
+        if target.method == "fetch" and await self._takes_raw(target.class_name, verb):
+            target = target._replace(method=None, path="")
         if target.path is not None:
             return await forward(self._router, target, request, scope, receive, context)
         if target.method is not None:
@@ -188,6 +191,14 @@ class Gateway:
             "POST to a method of the object: see /docs",
         )
         return status, [*headers, (b"upgrade", b"websocket")], body
+
+    async def _takes_raw(self, class_name: str, verb: str) -> bool:
+        """Whether …/NAME/fetch, without a slash behind it, is for `on_request`, as it is with one.
+        A POST may be for a method of that name."""
+        for info in (await self._router.catalog()).values():
+            if class_name == info.name or class_name in info.former:
+                return info.requests and not (verb == "POST" and "fetch" in info.methods)
+        return False
 
     async def _call(
         self,

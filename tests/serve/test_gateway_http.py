@@ -436,6 +436,33 @@ def test_a_raw_answer_cannot_split_headers() -> None:
     assert "set-cookie" not in answer.headers
 
 
+@pytest.mark.parametrize("verb", ["GET", "POST", "PUT"])
+@pytest.mark.parametrize("class_name", ["Site", "Page"])
+def test_fetch_without_its_slash(verb: str, class_name: str) -> None:
+    def answer_request(call: Call) -> bytes:
+        request = decode_request(call.args)
+        return encode(HttpResponse(200, [], f"{request.path} {request.query}".encode()))
+
+    site = Info("Site", requests=True, former=["Page"])
+    router = DoubleRouter(answer_request, {"Other": Info("Other"), "Site": site})
+    path = f"/objects/{class_name}/home/fetch?x=1"
+    answer = run(Gateway(router), lambda client: client.request(verb, path))
+    assert (answer.status_code, answer.text) == (200, "/ x=1")
+    assert router.calls[0].method == "on_request"
+
+
+def test_a_method_called_fetch() -> None:
+    fetch = {"fetch": Method("fetch")}
+    both = Info("Both", requests=True, methods=fetch)
+    router = DoubleRouter(classes={"Both": both, "Only": Info("Only", methods=fetch)})
+    for class_name in ("Both", "Only"):
+        assert post(router, f"/objects/{class_name}/home/fetch", json={}).json() == {}
+    assert [call.method for call in router.calls] == ["fetch", "fetch"]
+    assert get(router, "/objects/Only/home/fetch").status_code == 405
+    router.handler = lambda call: encode(HttpResponse(200, [], b"raw"))
+    assert get(router, "/objects/Both/home/fetch").text == "raw"
+
+
 def test_a_class_without_on_request() -> None:
     router = DoubleRouter(lambda call: InvalidCall("no on_request: write one", status=404))
     assert get(router, "/objects/Site/home/fetch/x").status_code == 404

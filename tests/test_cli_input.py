@@ -144,6 +144,31 @@ def test_port_in_use(
 
 
 @pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def increment(self) -> None:\n        with LOCK:\n            pass", "global 'LOCK' of"),
+        ("...\n\nasync def f(call, proceed):\n    LOCK\n\nfilters = [f]", "can be pickled"),
+        ("...\n\nfilters = [print]", "is no filter"),
+        ("...\n\ndef process_setup() -> None:\n    LOCK", "can be pickled"),
+    ],
+)
+def test_what_cannot_be_deployed_is_told_before_ray_starts(
+    code: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ATTACHED:  # of a test before
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("rayobjects.cli.serving.check_storage", lambda *_: pytest.fail("too late"))
+    path = tmp_path / "undeployable_counter.py"
+    head = "import threading\nimport rayobjects as ro\n\nLOCK = threading.Lock()\n\n"
+    path.write_text(f"{head}class Counter(ro.DurableObject):\n    {code}\n")
+    assert message in fails(capsys, "serve", str(path))
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--port", "0"], "--port cannot be 0"),

@@ -1,11 +1,12 @@
 """`rayobjects serve`: starts Ray, the hosts and the gateway, waits, and stops all of it again.
 
-What can be wrong with the arguments is looked at before anything is started: the file, the storage
-root (of another version, in use) and the port. Two that start at the same moment may both find the
-root free; then the second one's host is refused, and nothing of it stays. From the moment that
-Ray's processes exist, every way out ends them: Ctrl-C and SIGTERM in order (the hosts close their
-storage), a second Ctrl-C at once. If this process is killed, the keeper ends Ray (see
-`runtime.keeper`), and the next start recovers from the journal what the hosts had committed.
+What can be wrong with the arguments is looked at before anything is started: the file and whether
+what it has can be deployed, the storage root (of another version, in use) and the port. Two that
+start at the same moment may both find the root free; then the second one's host is refused, and
+nothing of it stays. From the moment that Ray's processes exist, every way out ends them: Ctrl-C and
+SIGTERM in order (the hosts close their storage), a second Ctrl-C at once. If this process is
+killed, the keeper ends Ray (see `runtime.keeper`), and the next start recovers from the journal
+what the hosts had committed.
 
 While it waits it shows what the hosts log, what methods print, and above all the
 tracebacks of those that raised.
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from rayobjects.cli.loading import Application, load
+from rayobjects.cli.loading import Application, check_deployable, load
 from rayobjects.cli.output import (
     note,
     notes,
@@ -58,6 +59,7 @@ def serve(target: str, settings: Settings, *, given_storage: str | None) -> None
         RayObjectsError: it could not be started; whatever had been started has been ended.
     """
     application = load(target)
+    check_deployable(application)
     root = parse_root(settings.storage or STORAGE)
     stop = _Stop()
     stop.listen()

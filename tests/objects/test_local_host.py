@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -153,3 +155,36 @@ def test_what_is_no_list_of_classes(classes: Any, words: str) -> None:
     with pytest.raises(ro.InvalidCall) as raised:
         LocalHost(classes)
     assert words in str(raised.value)
+
+
+WITHOUT_RAY = """
+import asyncio
+import sys
+
+import rayobjects as ro
+from rayobjects.testing import LocalHost
+
+
+class Pair(ro.DurableObject):
+    async def ask(self, name: str) -> bool:
+        other: ro.Stub = ro.namespace("Pair").get(name)
+        return await other.answer.remote()
+
+    def answer(self) -> bool:
+        return "ray" in sys.modules
+
+
+async def main() -> None:
+    async with LocalHost([Pair]) as host:
+        print(await host.get(Pair, "a").ask.remote("b"))
+
+
+asyncio.run(main())
+"""
+
+
+def test_objects_under_test_call_each_other_without_ray() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_RAY], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == ("False\n", 0), done.stderr

@@ -7,17 +7,23 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import psutil
 import pytest
 from rich.console import Console
 from served import ATTACHED, surroundings
 
+import rayobjects as ro
 from rayobjects.cli import output
 from rayobjects.cli.app import main, parse_arguments
 from rayobjects.cli.loading import load
 from rayobjects.errors import InvalidCall, MethodError
+from rayobjects.objects.catalog import describe
 from rayobjects.runtime import registry
+from rayobjects.runtime.class_store import to_delete
+from rayobjects.runtime.configuration import Catalog
 from rayobjects.settings import settings
 
 COUNTER = """
@@ -138,6 +144,31 @@ def test_port_in_use(
 
 
 @pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def increment(self) -> None:\n        with LOCK:\n            pass", "global 'LOCK' of"),
+        ("...\n\nasync def f(call, proceed):\n    LOCK\n\nfilters = [f]", "can be pickled"),
+        ("...\n\nfilters = [print]", "is no filter"),
+        ("...\n\ndef process_setup() -> None:\n    LOCK", "can be pickled"),
+    ],
+)
+def test_what_cannot_be_deployed_is_told_before_ray_starts(
+    code: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ATTACHED:  # of a test before
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("rayobjects.cli.serving.check_storage", lambda *_: pytest.fail("too late"))
+    path = tmp_path / "undeployable_counter.py"
+    head = "import threading\nimport rayobjects as ro\n\nLOCK = threading.Lock()\n\n"
+    path.write_text(f"{head}class Counter(ro.DurableObject):\n    {code}\n")
+    assert message in fails(capsys, "serve", str(path))
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--port", "0"], "--port cannot be 0"),
@@ -145,6 +176,7 @@ def test_port_in_use(
         (["--hosting", "cloud"], "--hosting cannot be 'cloud'"),
         (["--storage", "s3://bucket"], "not supported yet"),
         (["--storage", "/proc/x"], "/proc/x cannot be written"),
+        (["--storage", __file__], f"{__file__} is a file: choose a directory"),
     ],
 )
 def test_bad_settings(
@@ -296,6 +328,27 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_names_that_a_class_cannot_get(capsys: pytest.CaptureFixture[str]) -> None:
     assert "is called so already" in fails(capsys, "rename", "Counter", "Counter")
     assert "'_Counter' cannot be the name" in fails(capsys, "rename", "Counter", "_Counter")
+
+
+def test_deleting_a_class_by_a_former_name(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hall(ro.DurableObject):
+        pass
+
+    info = describe(Hall)
+    info.former = ["Room"]
+    catalog = Catalog(1, {"Hall": info})
+
+    def ask_host(host: str, ask: Any) -> bytes:
+        return msgspec.msgpack.encode(to_delete("Room", catalog))
+
+    monkeypatch.setattr("rayobjects.cli.app.connect", lambda address: "")
+    monkeypatch.setattr("rayobjects.runtime.configuration.read_catalog", lambda: catalog)
+    monkeypatch.setattr("rayobjects.runtime.class_changes.ask_host", ask_host)
+    for options in ([], ["--yes"]):
+        error = fails(capsys, "delete-class", "Room", *options)
+        assert "the class that is called Hall now, and nothing was deleted" in error
 
 
 @pytest.mark.parametrize(

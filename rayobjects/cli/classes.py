@@ -48,10 +48,13 @@ def delete_class(
     """Delete a class with all of its objects: state, sockets and schedules."""
     from rayobjects.cli.app import connect
     from rayobjects.runtime import admin, class_changes
+    from rayobjects.runtime.class_store import to_delete
+    from rayobjects.runtime.configuration import read_catalog
 
     connect(address)
+    to_delete(class_name, read_catalog())  # nobody is asked about what would be refused
     if not yes:
-        some = admin.list_objects(class_name, limit=1_000)  # says whether there is such a class
+        some = admin.list_objects(class_name, limit=1_000)
         if not sys.stdin.isatty():
             raise InvalidCall(f"nobody can be asked whether to delete {class_name}: add --yes")
         many = "1,000 or more objects" if len(some) == 1_000 else counted(len(some), "object")

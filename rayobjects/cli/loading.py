@@ -14,7 +14,10 @@ from types import ModuleType
 from typing import Any
 
 from rayobjects.errors import InvalidCall
+from rayobjects.objects.catalog import describe
+from rayobjects.objects.filters import check as check_filters
 from rayobjects.objects.model import DurableObject
+from rayobjects.objects.pickling import pickle_classes, pickle_functions
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,22 @@ def load(target: str) -> Application:
         None if filters is None else list(filters),
         getattr(module, "process_setup", None),
     )
+
+
+def check_deployable(application: Application) -> None:
+    """Tries whether classes, filters and set-up can be handed to a cluster, as far as that can be
+    known without one.
+
+    Raises:
+        InvalidCall: they cannot; the message says what to mend.
+    """
+    for each in application.classes:
+        describe(each, warn=False)
+    pickle_classes(application.classes)
+    filters, setup = check_filters(application.filters or ()), application.process_setup
+    if filters or setup is not None:
+        functions = [*filters, *([] if setup is None else [setup])]
+        pickle_functions({"filters": filters, "setup": setup}, functions)
 
 
 def _classes(module: ModuleType) -> list[type[DurableObject]]:

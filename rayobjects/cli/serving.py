@@ -1,11 +1,12 @@
 """`rayobjects serve`: starts Ray, the hosts and the gateway, waits, and stops all of it again.
 
-What can be wrong with the arguments is looked at before anything is started: the file, the storage
-root (of another version, in use) and the port. Two that start at the same moment may both find the
-root free; then the second one's host is refused, and nothing of it stays. From the moment that
-Ray's processes exist, every way out ends them: Ctrl-C and SIGTERM in order (the hosts close their
-storage), a second Ctrl-C at once. If this process is killed, the keeper ends Ray (see
-`runtime.keeper`), and the next start recovers from the journal what the hosts had committed.
+What can be wrong with the arguments is looked at before anything is started: the file and whether
+what it has can be deployed, the storage root (of another version, in use) and the port. Of two that
+start at the same moment the second waits until the first has started (`runtime.starting`) and is
+refused then; where it cannot know of the first, its host is refused, and nothing of it stays. From
+the moment that Ray's processes exist, every way out ends them: Ctrl-C and SIGTERM in order (the
+hosts close their storage), a second Ctrl-C at once. If this process is killed, the keeper ends Ray
+(see `runtime.keeper`), and the next start recovers from the journal what the hosts had committed.
 
 While it waits it shows what the hosts log, what methods print, and above all the
 tracebacks of those that raised.
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from rayobjects.cli.loading import Application, load
+from rayobjects.cli.loading import Application, check_deployable, load
 from rayobjects.cli.output import (
     note,
     notes,
@@ -58,6 +59,7 @@ def serve(target: str, settings: Settings, *, given_storage: str | None) -> None
         RayObjectsError: it could not be started; whatever had been started has been ended.
     """
     application = load(target)
+    check_deployable(application)
     root = parse_root(settings.storage or STORAGE)
     stop = _Stop()
     stop.listen()
@@ -66,7 +68,7 @@ def serve(target: str, settings: Settings, *, given_storage: str | None) -> None
     else:
         check_storage(root, target)
         check_port(settings.host, settings.port)
-        _serve_local(application, settings, root, stop)
+        _serve_local(application, settings, root, stop, target)
 
 
 def check_storage(root: str, target: str) -> None:
@@ -149,43 +151,50 @@ def _who(record: Record) -> str:
     return f"process {record.owner}, {where}"
 
 
-def _serve_local(application: Application, settings: Settings, root: str, stop: _Stop) -> None:
+def _serve_local(
+    application: Application, settings: Settings, root: str, stop: _Stop, target: str
+) -> None:
     from rayobjects.runtime import cluster
+    from rayobjects.runtime.starting import starting
     from rayobjects.serve import haproxy
 
     shards = settings.shards or shards_default()
-    imports = threading.Thread(target=_import_ahead, name="imports", daemon=True)
-    imports.start()
-    with progress("Starting Ray"):
-        local = cluster.start_local(
-            num_cpus=shards + RESERVED_CPUS, environment=haproxy.environment
-        )
-    try:
-        with progress("Starting hosts"):
-            imports.join()
-            cluster.connect(local.address)
-            stop.listen()
-            log = _hosts_log()
-            _start_objects(application, settings, root, shards)
-            local.announce(storage=root)
-        with progress("Starting the gateway"):
-            _start_gateway(application, settings)
-        local.announce(url=_url(settings), application=application.name)
-        _say_where(application, settings, root)
-        while not stop.wait(WATCH_S):
-            _show(log)
-            if not local.is_alive:
-                raise Unavailable(
-                    "the Ray cluster has ended, but not by this process: start again; what "
-                    "was acknowledged is in the storage"
-                )
-    finally:
-        with progress("Stopping"):
-            try:
-                if local.is_alive:
-                    _stop_objects()
-            finally:
-                local.stop()
+    with contextlib.ExitStack() as alone:
+        alone.enter_context(starting(root))  # others wait, and find what has been started
+        check_storage(root, target)
+        imports = threading.Thread(target=_import_ahead, name="imports", daemon=True)
+        imports.start()
+        with progress("Starting Ray"):
+            local = cluster.start_local(
+                num_cpus=shards + RESERVED_CPUS, environment=haproxy.environment
+            )
+        try:
+            with progress("Starting hosts"):
+                imports.join()
+                cluster.connect(local.address)
+                stop.listen()
+                log = _hosts_log()
+                _start_objects(application, settings, root, shards)
+                local.announce(storage=root)
+            alone.close()
+            with progress("Starting the gateway"):
+                _start_gateway(application, settings)
+            local.announce(url=_url(settings), application=application.name)
+            _say_where(application, settings, root)
+            while not stop.wait(WATCH_S):
+                _show(log)
+                if not local.is_alive:
+                    raise Unavailable(
+                        "the Ray cluster has ended, but not by this process: start again; what "
+                        "was acknowledged is in the storage"
+                    )
+        finally:
+            with progress("Stopping"):
+                try:
+                    if local.is_alive:
+                        _stop_objects()
+                finally:
+                    local.stop()
     note("Stopped.")
 
 

@@ -211,8 +211,11 @@ def hooks_of(cls: type[DurableObject]) -> dict[str, Callable[..., Any]]:
     return {name: hook for name, hook in found.items() if hook is not getattr(DurableObject, name)}
 
 
-def describe(cls: type[DurableObject]) -> ClassInfo:
+def describe(cls: type[DurableObject], *, warn: bool = True) -> ClassInfo:
     """Describes a class for its deployment; `version` is left 0.
+
+    Args:
+        warn: logs what is no mistake and hardly meant; not if it is only tried.
 
     Raises:
         InvalidCall: it is no class of durable objects, is abstract, cannot be pickled, or has Ray
@@ -222,7 +225,7 @@ def describe(cls: type[DurableObject]) -> ClassInfo:
     functions = methods_of(cls)
     parameters = {name: parameters_of(function, cls) for name, function in functions.items()}
     for method, each in parameters.items():
-        for argument, why in each.unchecked.items():
+        for argument, why in each.unchecked.items() if warn else ():
             logger.warning(
                 "%s.%s takes any %s over HTTP, and hands it on unchecked: its annotation is of no "
                 "use there (%s)",

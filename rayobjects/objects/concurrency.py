@@ -149,7 +149,11 @@ class Concurrent:
             RuntimeError: the call has the turn, or it ends before it comes to it.
         """
         if self.holds or self.waiter is not None:
-            raise RuntimeError("this call has the turn, or waits for it")
+            raise RuntimeError(
+                "this call has the turn, or waits for it in another task, and cannot take it "
+                "twice: do what is to be done inside the `async with self.turn():` that is open, "
+                "or after its end"
+            )
         if self.context.closed:
             raise RuntimeError(ENDED)
         if self.cut_off or self.activation.gone:

@@ -47,7 +47,7 @@ def delete_class(name: str, deleted: Callable[[int], None] = lambda count: None)
         deleted: is told again and again how many have been deleted so far.
 
     Raises:
-        InvalidCall: there is no such class.
+        InvalidCall: there is no such class, or this is a former name of one.
         Unavailable: an object still runs a call, or a host could not be reached: no call is taken
             any more, but not everything is deleted. Ask again.
         StorageFailed: the same, for that reason.

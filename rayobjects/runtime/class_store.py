@@ -150,12 +150,12 @@ class ClassStore:
         """Marks a class: nobody loads it any more. May be repeated.
 
         Raises:
-            InvalidCall: there is no such class.
+            InvalidCall: there is no such class, or it is called otherwise by now.
             StorageFailed: it could not be stored.
         """
         async with self._changing:
             catalog = await asyncio.to_thread(self.publish)
-            info = _existing(name, catalog)
+            info = to_delete(name, catalog)
             if info.deleting:
                 return info
             changed = msgspec.structs.replace(info, deleting=True)
@@ -180,6 +180,23 @@ class ClassStore:
                 raise InvalidCall(f"the class {info.name} is not being deleted")
             await asyncio.to_thread(self._manifest.remove_class, info.name)
             await asyncio.to_thread(self.publish)
+
+
+def to_delete(name: str, catalog: Catalog) -> ClassInfo:
+    """The class that has this name now. A former name leads to its class everywhere else; but who
+    deletes by one may mean a class that has been long gone, and what is deleted does not come back.
+
+    Raises:
+        InvalidCall: there is no such class, or it is called otherwise by now.
+    """
+    info = _existing(name, catalog)
+    if info.name != name:
+        raise InvalidCall(
+            f"{name} is a former name of the class that is called {info.name} now, and nothing was "
+            f"deleted: if you mean that class, delete it by its name (`rayobjects delete-class "
+            f"{info.name}`)"
+        )
+    return info
 
 
 def _is_known(info: ClassInfo, catalog: Catalog) -> bool:

@@ -27,6 +27,7 @@ from rayobjects.runtime.configuration import (
     write_around,
     write_configuration,
 )
+from rayobjects.runtime.starting import with_storage
 from rayobjects.runtime.stubs import Namespace
 from rayobjects.settings import Settings
 from rayobjects.storage.files import parse_root
@@ -56,8 +57,9 @@ def init(
         storage: the storage root: a directory, or `file:///directory`.
         address: the Ray cluster; None takes the one that this process is connected to, then that
             of `RAYOBJECTS_ADDRESS` or `RAY_ADDRESS`, then the one of this machine that has the
-            storage root, then starts Ray on this machine, until this process ends. Without a
-            storage root it is the cluster that runs on this machine.
+            storage root (one that is just being started is waited for), then starts Ray on this
+            machine, until this process ends. Without a storage root it is the cluster that runs on
+            this machine.
         shards: how many shards a new storage root gets: by default one for each CPU of the
             cluster, 16 at most. An existing root keeps its own number.
         hosting: for classes that do not say: "shared" (default) or "dedicated".
@@ -94,39 +96,52 @@ def init(
     if client is not None:
         carried.check({carried.CALLER: client})
         carried.name_client(client)
-    cluster.attach(root, address)
-    configuration = read_configuration()
-    if configuration is None:
-        if root is None:
+    with cluster.attach(root, address):
+        configuration = read_configuration()
+        if configuration is None:
+            if root is None:
+                raise InvalidCall(
+                    "this Ray cluster runs no rayobjects yet, so it needs to know where to store "
+                    'its objects: ro.init(storage="./data"), or RAYOBJECTS_STORAGE=./data'
+                )
+            _check_free(root)
+            if handed is not None:
+                write_around(*handed)
+                handed = None
+            configuration = _first_configuration(
+                Configuration(
+                    cluster_id=uuid.uuid4().hex,
+                    root=root,
+                    shards=shards or default_shards(),
+                    hosting=hosting,
+                    idle_s=idle_s if idle_s is not None else settings.idle_s,
+                    unavailable_after_s=settings.unavailable_after_s,
+                    node_id=""
+                    if (settings.storage_shared if storage_shared is None else storage_shared)
+                    else ray.get_runtime_context().get_node_id(),
+                )
+            )
+            _start_others(configuration)
+        elif root is not None and root != configuration.root:
             raise InvalidCall(
-                "this Ray cluster runs no rayobjects yet, so it needs to know where to store its "
-                'objects: ro.init(storage="./data"), or RAYOBJECTS_STORAGE=./data'
+                f"this cluster stores its objects in {configuration.root}, not in {root}: leave "
+                "`storage` out, or stop it first with `rayobjects down`"
             )
-        if handed is not None:
-            write_around(*handed)
-            handed = None
-        configuration = _first_configuration(
-            Configuration(
-                cluster_id=uuid.uuid4().hex,
-                root=root,
-                shards=shards or default_shards(),
-                hosting=hosting,
-                idle_s=idle_s if idle_s is not None else settings.idle_s,
-                unavailable_after_s=settings.unavailable_after_s,
-                node_id=""
-                if (settings.storage_shared if storage_shared is None else storage_shared)
-                else ray.get_runtime_context().get_node_id(),
-            )
-        )
-        _start_others(configuration)
-    elif root is not None and root != configuration.root:
-        raise InvalidCall(
-            f"this cluster stores its objects in {configuration.root}, not in {root}: leave "
-            "`storage` out, or stop it first with `rayobjects down`"
-        )
     process.attach(configuration)
     if handed is not None and handed.name != read_around_name():
         _put_in_force(handed)
+
+
+def _check_free(root: str) -> None:
+    """Refuses a root that another cluster of this machine has: its hosts would refuse, too, but
+    know less of it."""
+    other = with_storage(root)
+    if other is not None and other.address != ray.get_runtime_context().gcs_address:
+        raise InvalidCall(
+            f"{root} is in use by process {other.owner}, whose Ray is at {other.address}, and this "
+            "process is attached to another Ray: where it is attached to none, ro.init() without "
+            "`address` connects to that one. Do so, stop that process, or use another storage root"
+        )
 
 
 def _start_others(configuration: Configuration) -> None:

@@ -23,7 +23,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from rayobjects.runtime.registry import (
     wanted_address,
     write,
 )
+from rayobjects.runtime.starting import starting, with_storage
 from rayobjects.settings import shards_default
 
 logger = logging.getLogger("rayobjects")
@@ -276,38 +278,46 @@ def _log_what_raylet_says(said: Mapping[str, Any], *_: Any, **__: Any) -> None:
         logger.info("Ray: %s", line)
 
 
-def attach(storage: str | None, address: str | None = None) -> None:
+@contextmanager
+def attach(storage: str | None, address: str | None = None) -> Iterator[None]:
     """Attaches this process to the cluster that has a storage root, or starts one for it.
 
     Does nothing if the process is attached to that Ray. An address, given or from the environment,
-    wins;
-    then a cluster of this machine with this storage. Where there is none, one is started that ends
-    with this process. Without a storage root it is the cluster that runs here.
+    wins; then a cluster of this machine with this storage, also one that another process is just
+    starting, which is waited for. Where there is none, one is started that ends with this process.
+    Without a storage root it is the cluster that runs here.
+
+    Its body is what makes a cluster that was started ready for others, who wait for its end.
 
     Args:
         storage: the storage root's absolute path.
         address: see `find`.
 
     Raises:
-        Unavailable: as `connect` and `start_local` do.
+        Unavailable: as `connect`, `start_local` and `starting` do.
         InvalidCall: the same; or the process is attached to another Ray than the address names.
     """
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         if address and address != "auto":
             _check_attached(address)
+        yield
         return
     if storage is None or wanted_address(address):
         connect(address)
+        yield
         return
-    for record in running():
-        if record.facts.get("storage") == storage:
-            connect(record.address)
+    with starting(storage):
+        record = with_storage(storage)
+        if record is None:
+            started = start_local(num_cpus=shards_default())  # no gateway will come
+            atexit.register(started.stop)
+            started.announce(storage=storage)
+            connect(started.address)
+            yield
             return
-    started = start_local(num_cpus=shards_default())  # no gateway will come
-    atexit.register(started.stop)
-    started.announce(storage=storage)
-    connect(started.address)
+    connect(record.address)
+    yield
 
 
 def _check_attached(address: str) -> None:

@@ -3,7 +3,8 @@
     POST /objects/{class}/{name}/{method}      calls a method, JSON in and out; the items of a
                                                generator also as events (`serve.events`)
     GET  /objects/{class}/{name}   + upgrade   a WebSocket to the object (`serve.sockets`)
-    ANY  /objects/{class}/{name}/fetch/{path}  the raw request to `on_request` (`serve.requests`)
+    ANY  /objects/{class}/{name}/fetch/{path}  the raw request to `on_request` (`serve.requests`);
+                                               …/fetch is the same as …/fetch/
     GET  /objects/{class}?prefix=&after=       the names of the class's objects, in pages
     GET  /docs, /openapi.json, /               `serve.docs`
     anything else                              the user's pages, then the user's own app
@@ -58,6 +59,11 @@ Answer = tuple[int, Headers, bytes]
 
 PAGE_NAMES = 100
 """Names on a page of a listing unless `limit` asks for another number."""
+
+QUERY_SHOWN_MAX = 100
+"""Characters of a query that an error shows."""
+
+_LISTING = ("prefix", "after", "limit")
 
 
 class Gateway:
@@ -153,6 +159,8 @@ class Gateway:
     ) -> Answer | Reading | None:
         self._visitors.check_origin(request)
         verb = scope["method"]
+        if target.method == "fetch" and await self._takes_raw(target.class_name, verb):
+            target = target._replace(method=None, path="")
         if target.path is not None:
             return await forward(self._router, target, request, scope, receive, context)
         if target.method is not None:
@@ -161,6 +169,11 @@ class Gateway:
                     f"{target.method!r} is a method of an object, called with POST and not with "
                     f"{verb}: its arguments are a JSON object in the body",
                     b"POST",
+                )
+            if scope["query_string"]:  # else it would run without what is there
+                raise InvalidCall(
+                    f"the address of a call takes no query ({_shown(scope['query_string'])}): "
+                    "arguments go into the JSON body"
                 )
             return await self._call(target, request, receive, context)
         if verb not in ("GET", "HEAD"):
@@ -178,6 +191,14 @@ class Gateway:
             "POST to a method of the object: see /docs",
         )
         return status, [*headers, (b"upgrade", b"websocket")], body
+
+    async def _takes_raw(self, class_name: str, verb: str) -> bool:
+        """Whether …/NAME/fetch, without a slash behind it, is for `on_request`, as it is with one.
+        A POST may be for a method of that name."""
+        for info in (await self._router.catalog()).values():
+            if class_name == info.name or class_name in info.former:
+                return info.requests and not (verb == "POST" and "fetch" in info.methods)
+        return False
 
     async def _call(
         self,
@@ -354,10 +375,20 @@ def _page(query: bytes) -> tuple[str, str, int]:
         fields = parse_qs(query.decode("ascii"), keep_blank_values=True, errors="strict")
     except UnicodeDecodeError:
         raise InvalidCall("the query is not UTF-8: percent-encode its UTF-8 bytes") from None
-    limit_text = fields.get("limit", [str(PAGE_NAMES)])[-1]
-    digits = limit_text.isascii() and limit_text.isdigit() and len(limit_text) < 10
-    if not digits or int(limit_text) == 0:
-        message = f"limit is a number from 1 to {PAGE_KEYS_MAX:,}, not {limit_text!r}"
-        raise InvalidCall(message, details={"errors": [{"field": "limit", "message": message}]})
-    limit = min(int(limit_text), PAGE_KEYS_MAX)
-    return fields.get("prefix", [""])[-1], fields.get("after", [""])[-1], limit
+    for field in fields:
+        if field not in _LISTING:
+            raise _bad_field(field, f"a listing takes {', '.join(_LISTING)}, and no {field!r}")
+    limit = fields.get("limit", [str(PAGE_NAMES)])[-1]
+    digits = limit.isascii() and limit.isdigit() and len(limit) < 10
+    if not digits or not 1 <= int(limit) <= PAGE_KEYS_MAX:
+        raise _bad_field("limit", f"limit is a number from 1 to {PAGE_KEYS_MAX:,}, not {limit!r}")
+    return fields.get("prefix", [""])[-1], fields.get("after", [""])[-1], int(limit)
+
+
+def _bad_field(field: str, message: str) -> InvalidCall:
+    return InvalidCall(message, details={"errors": [{"field": field, "message": message}]})
+
+
+def _shown(query: bytes) -> str:
+    text = query.decode("latin-1")
+    return f"?{text[:QUERY_SHOWN_MAX]}" + ("…" if len(text) > QUERY_SHOWN_MAX else "")

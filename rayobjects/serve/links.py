@@ -8,7 +8,7 @@ ones; they have more than is named here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from rayobjects.messages import Call, Push, Reply
@@ -49,6 +49,8 @@ class ObjectClass(Protocol):
     def sockets(self) -> bool: ...
     @property
     def requests(self) -> bool: ...
+    @property
+    def former(self) -> Sequence[str]: ...
     @property
     def definitions(self) -> Mapping[str, JsonSchema]: ...
 

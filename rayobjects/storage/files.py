@@ -161,6 +161,11 @@ def storage_failed(error: OSError, path: str, action: str) -> StorageFailed:
             f"cannot {action} {path}: {error.strerror}. Let the user that runs the hosts write to "
             "the storage root"
         )
+    if error.errno == errno.ENOTDIR:
+        file = path
+        while not os.path.lexists(file):
+            file = os.path.dirname(file)
+        return StorageFailed(f"cannot {action} {path}: {file} is a file: choose a directory")
     return StorageFailed(
         f"cannot {action} {path}: {error.strerror or error}. Check the disk and its mount; the "
         "shard recovers from the journal when its host starts again"

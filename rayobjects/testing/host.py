@@ -24,9 +24,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
+from urllib.parse import unquote
 
 from rayobjects import messages
-from rayobjects.errors import RayObjectsError, from_wire
+from rayobjects.errors import RayObjectsError, from_wire, misuse
 from rayobjects.ids import ObjectId
 from rayobjects.limits import PAGE_KEYS_MAX
 from rayobjects.messages import ERROR, JSON, SYSTEM, HttpRequest, HttpResponse, Reply, encode
@@ -59,7 +60,7 @@ class LocalHost(HostLife):
     """A host for tests; use it with `async with`.
 
     Args:
-        classes: the classes of its objects.
+        classes: the classes of its objects; a single one may stand for a list of it.
         directory: where it stores them, for later hosts to find; None: a temporary one.
         files: instead of `directory`: a disk of your own.
         clock: None: a `ManualClock`.
@@ -318,8 +319,21 @@ class LocalHost(HostLife):
         headers: Iterable[tuple[str, str]] = (),
         body: bytes = b"",
     ) -> HttpResponse:
-        """Sends a raw request to `on_request`."""
-        request = HttpRequest(method, path, query, list(headers), body)
+        """Sends a raw request to `on_request`.
+
+        Args:
+            path: what follows `/fetch` in a URL; it may have a query behind it, and is decoded
+                (`%20`) as the gateway does.
+            query: instead of one behind the path.
+
+        Raises:
+            InvalidCall: the object refused it or takes none, or there are two queries.
+            RayObjectsError: `on_request` raised.
+        """
+        path, mark, behind = path.partition("?")
+        if mark and query:
+            raise misuse(f"the path has a query, {behind!r}: leave `query` out, or that one")
+        request = HttpRequest(method, unquote(path), behind or query, list(headers), body)
         future: asyncio.Future[Reply | RayObjectsError] = self.loop.create_future()
         call = messages.Call(0, *_id(stub), "on_request", messages.REQUEST, encode(request))
         self.client.send(call, future.set_result)
@@ -358,8 +372,10 @@ class LocalHost(HostLife):
             gateway: which gateway holds the socket.
 
         Raises:
-            InvalidCall: the object refused it, or takes no sockets.
-            RayObjectsError: `on_connect` raised.
+            InvalidCall: `on_connect` has closed the socket (403; `details["close"]` has code and
+                reason) or raised an InvalidCall, or the object takes no sockets.
+            MethodError: `on_connect` raised something else, which is the error's `cause`.
+            RayObjectsError: the object could not be asked.
         """
         return await self.gateway(gateway).connect(_id(stub), query, headers, subprotocols)
 

@@ -33,7 +33,7 @@ from rayobjects.limits import ACTIVATIONS_MAX, PAGE_KEYS_MAX
 from rayobjects.messages import ERROR, Call, Replies, Reply, decode_batch, decode_poll, encode
 from rayobjects.objects.activation import Activation
 from rayobjects.objects.caller_channel import Replied
-from rayobjects.objects.catalog import ObjectClass, describe
+from rayobjects.objects.catalog import ObjectClass, check_class, describe
 from rayobjects.objects.context import local_router
 from rayobjects.objects.filters import Filter
 from rayobjects.objects.filters import check as check_filters
@@ -68,7 +68,7 @@ class HostLife:
 
     def __init__(
         self,
-        classes: Iterable[type[DurableObject]],
+        classes: Iterable[type[DurableObject]] | type[DurableObject],
         directory: str | None = None,
         *,
         files: Files | None = None,
@@ -87,7 +87,7 @@ class HostLife:
                 directory = self._temporary = tempfile.mkdtemp(prefix="rayobjects-")
             files = FaultyFiles(str(directory))
         self._files = files
-        self.classes = LocalClasses(classes)
+        self.classes = LocalClasses(_listed(classes))
         self._idle_s = idle_s
         self._activations_max = activations_max
         self._gateways: dict[str, LocalGateway] = {}
@@ -454,6 +454,14 @@ class LocalCore(HostCore):
         return None
 
 
+def _listed(classes: Iterable[type[DurableObject]] | Any) -> list[type[DurableObject]]:
+    if isinstance(classes, type):
+        return [classes]
+    if not isinstance(classes, Iterable) or isinstance(classes, str):
+        raise misuse(f"a host takes a list of classes, not {classes!r}: LocalHost([Counter])")
+    return list(classes)
+
+
 class LocalClasses:
     """The classes of a host."""
 
@@ -463,6 +471,8 @@ class LocalClasses:
 
     def add(self, classes: Iterable[type[DurableObject]]) -> None:
         classes = list(classes)
+        for each in classes:
+            check_class(each)
         for name, count in Counter(each.__name__ for each in set(classes)).items():
             if count > 1:  # objects are found by the name of their class
                 raise InvalidCall(

@@ -116,6 +116,16 @@ class Counter(ro.DurableObject):
             self.count += 1
         return self.count
 
+    @ro.concurrent
+    async def turn_in_its_turn(self) -> int:
+        async with self.turn():
+            self.count += 1
+            with pytest.raises(RuntimeError, match=r"inside the `async with self.turn.* is open"):
+                async with self.turn():
+                    self.count += 100
+        async with self.turn():
+            return self.count
+
     async def never(self) -> None:
         self.count += 1
         await asyncio.Event().wait()
@@ -222,6 +232,7 @@ def test_a_block_holds_the_turn_and_rolls_back_alone() -> None:
             assert await added == 2
             assert await counter.block_that_raises.remote() == 3
             assert await counter.turn_in_the_turn.remote() == 4
+            assert await counter.turn_in_its_turn.remote() == 5
 
     run(main)
 

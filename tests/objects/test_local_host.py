@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from typing import Any
@@ -21,6 +22,13 @@ class Room(ro.DurableObject):
     def on_connect(self, ws: ro.WebSocket) -> None:
         if "no" in ws.query:
             raise Refused("nobody")
+        if "later" in ws.query:
+            raise ro.InvalidCall("come later", status=409)
+        if "never" in ws.query:
+            ws.close(4401, "who are you?")
+
+    def on_request(self, request: ro.Request) -> ro.Response:
+        return ro.Response([request.path, request.query_string, request.query])
 
     def on_message(self, ws: ro.WebSocket, data: str | bytes) -> None:
         raise Refused(data)
@@ -91,6 +99,62 @@ def test_what_a_socket_raises_has_its_cause() -> None:
             assert isinstance(raised.value.cause, Refused)
 
     asyncio.run(main())
+
+
+def test_what_connect_does_where_on_connect_refuses() -> None:
+    async def main() -> None:
+        async with LocalHost(Room) as host:
+            room = host.get(Room, "a")
+            with pytest.raises(ro.MethodError) as raised:
+                await host.connect(room, query="no")
+            assert isinstance(raised.value.cause, Refused)
+            with pytest.raises(ro.InvalidCall, match="come later") as refused:
+                await host.connect(room, query={"later": ""})
+            assert refused.value.status == 409
+            with pytest.raises(ro.InvalidCall, match="refused the connection: who are") as closed:
+                await host.connect(room, query="never=1")
+            assert closed.value.status == 403
+            assert closed.value.details == {"close": [4401, "who are you?"]}
+
+    asyncio.run(main())
+
+
+def test_a_fetched_path_has_its_query_behind_it() -> None:
+    async def main() -> None:
+        async with LocalHost([Room]) as host:
+            room = host.get(Room, "a")
+
+            async def fetched(path: str, **options: Any) -> Any:
+                return json.loads((await host.fetch(room, "GET", path, **options)).body)
+
+            assert await fetched("/q?x=1&y=a%20b?") == [
+                "/q",
+                "x=1&y=a%20b?",
+                {"x": "1", "y": "a b?"},
+            ]
+            assert await fetched("/a%20b%3F", query="x=1") == ["/a b?", "x=1", {"x": "1"}]
+            assert await fetched("/q?") == ["/q", "", {}]
+            with pytest.raises(ro.InvalidCall, match="the path has a query, 'x=1'"):
+                await fetched("/q?x=1", query="y=2")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        ([1], "1 "),
+        (int, "int"),
+        (1, "a host takes a list of classes, not 1"),
+        ("Room", "a host takes a list of classes, not 'Room'"),
+        ([Room, "Room"], "'Room'"),
+        ([ro.DurableObject], "DurableObject"),
+    ],
+)
+def test_what_is_no_list_of_classes(classes: Any, words: str) -> None:
+    with pytest.raises(ro.InvalidCall) as raised:
+        LocalHost(classes)
+    assert words in str(raised.value)
 
 
 WITHOUT_RAY = """

@@ -343,6 +343,9 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "is called Konto now" in done.stderr
     assert run("list", "Konto").stdout == "home\n"
+    former = run("delete-class", "Account", "--yes")
+    assert former.returncode == 1
+    assert "Account is a former name of the class that is called Konto now" in former.stderr
     asked = run("delete-class", "Konto")
     assert asked.returncode == 1
     assert "--yes" in asked.stderr

@@ -45,6 +45,7 @@ class Info:
     methods: dict[str, Method] = field(default_factory=dict)
     sockets: bool = False
     requests: bool = False
+    former: list[str] = field(default_factory=list)
     definitions: dict[str, Any] = field(default_factory=dict)
 
 

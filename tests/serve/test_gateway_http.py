@@ -365,11 +365,14 @@ def test_listing_in_pages() -> None:
         after = page["next"]
     assert names == router.names[:250]
     assert router.listings[0] == ("Counter", "n", "", 100)
-    get(router, "/objects/Counter?limit=100000")
+    get(router, f"/objects/Counter?limit={PAGE_KEYS_MAX}")
     assert router.listings[-1] == ("Counter", "", "", PAGE_KEYS_MAX)
 
 
-@pytest.mark.parametrize("query", ["limit=many", "limit=-1", "limit=", "limit=%C2%B2", "limit=0"])
+@pytest.mark.parametrize(
+    "query",
+    ["limit=many", "limit=-1", "limit=", "limit=%C2%B2", "limit=0", "limit=1001", "limit=1e2"],
+)
 def test_a_bad_limit(query: str) -> None:
     answer = get(DoubleRouter(classes={"Counter": Info("Counter")}), f"/objects/Counter?{query}")
     assert answer.status_code == 422
@@ -383,6 +386,22 @@ def test_bad_listings() -> None:
     assert answer.status_code == 404
     assert "Nothing" in answer.json()["detail"]
     assert get(router, "/objects/Counter?prefix=%FF").status_code == 422
+    answer = get(router, "/objects/Counter?prefix=a&offset=10")
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == "offset"
+    assert "a listing takes prefix, after, limit, and no 'offset'" in answer.json()["detail"]
+    assert router.listings == []
+
+
+@pytest.mark.parametrize("query", ["by=3", "x", "%FF=" + "y" * 5_000])
+def test_a_call_takes_no_query(query: str) -> None:
+    router = DoubleRouter()
+    answer = post(router, f"/objects/Counter/home/increment?{query}", content=b"{}")
+    assert answer.status_code == 422
+    assert "arguments go into the JSON body" in answer.json()["detail"]
+    assert len(answer.json()["detail"]) < 200
+    assert router.calls == []
+    assert post(router, "/objects/Counter/home/increment?").status_code == 200
 
 
 def test_raw_requests_reach_on_request() -> None:
@@ -415,6 +434,33 @@ def test_a_raw_answer_cannot_split_headers() -> None:
     answer = get(DoubleRouter(lambda call: response), "/objects/Site/home/fetch/")
     assert answer.status_code == 500
     assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize("verb", ["GET", "POST", "PUT"])
+@pytest.mark.parametrize("class_name", ["Site", "Page"])
+def test_fetch_without_its_slash(verb: str, class_name: str) -> None:
+    def answer_request(call: Call) -> bytes:
+        request = decode_request(call.args)
+        return encode(HttpResponse(200, [], f"{request.path} {request.query}".encode()))
+
+    site = Info("Site", requests=True, former=["Page"])
+    router = DoubleRouter(answer_request, {"Other": Info("Other"), "Site": site})
+    path = f"/objects/{class_name}/home/fetch?x=1"
+    answer = run(Gateway(router), lambda client: client.request(verb, path))
+    assert (answer.status_code, answer.text) == (200, "/ x=1")
+    assert router.calls[0].method == "on_request"
+
+
+def test_a_method_called_fetch() -> None:
+    fetch = {"fetch": Method("fetch")}
+    both = Info("Both", requests=True, methods=fetch)
+    router = DoubleRouter(classes={"Both": both, "Only": Info("Only", methods=fetch)})
+    for class_name in ("Both", "Only"):
+        assert post(router, f"/objects/{class_name}/home/fetch", json={}).json() == {}
+    assert [call.method for call in router.calls] == ["fetch", "fetch"]
+    assert get(router, "/objects/Only/home/fetch").status_code == 405
+    router.handler = lambda call: encode(HttpResponse(200, [], b"raw"))
+    assert get(router, "/objects/Both/home/fetch").text == "raw"
 
 
 def test_a_class_without_on_request() -> None:

@@ -237,9 +237,12 @@ def test_a_root_that_lost_its_manifest(tmp_path: Path, left: str) -> None:
 
 
 def test_a_file_is_no_root(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StorageFailed, match="Not a directory"):
-        Manifest.open(str(tmp_path / "file"), "cluster-a", 2)
+    file = tmp_path / "file"
+    file.write_text("")
+    for root in (file, file / "below"):
+        for look in (Manifest.check, lambda root: Manifest.open(root, "cluster-a", 2)):
+            with pytest.raises(StorageFailed, match=f"{file} is a file: choose a directory$"):
+                look(str(root))
 
 
 def test_a_newer_format_is_refused_untouched(tmp_path: Path) -> None:

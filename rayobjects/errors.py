@@ -117,6 +117,27 @@ def misuse(message: str) -> InvalidCall:
     return InvalidCall(message, status=500)
 
 
+_MISCALLED = "miscalled"
+
+
+def miscalled(called: str, message: str, *, status: int = 422) -> InvalidCall:
+    """For a call that fits nothing that is deployed, as opposed to one that its object refuses.
+    Whoever has made it is at fault: a method that lets the error through has made a mistake.
+
+    Args:
+        called: what was called, as far as it is known: `Class`, or `Class/name.method`.
+    """
+    return InvalidCall(message, status=status, details={_MISCALLED: called})
+
+
+def is_mistake(error: BaseException, target: str) -> bool:
+    """Whether an error that the method `target` (`Class/name.method`) has let through says that it
+    is at fault itself. A filter around it may say that of whoever has called it."""
+    if not isinstance(error, InvalidCall):
+        return False
+    return error.status >= 500 or error.details.get(_MISCALLED, target) != target
+
+
 class Overloaded(RayObjectsError):
     """A bounded queue is full: back off, then try again."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from rayobjects import messages
-from rayobjects.errors import InvalidCall, to_wire
+from rayobjects.errors import InvalidCall, miscalled, to_wire
 from rayobjects.messages import ERROR, JSON, OK, PICKLE, REQUEST, SCHEDULED, SOCKET, TEXT, Call
 from rayobjects.objects import failures, scheduling
 from rayobjects.objects.filters import Around
@@ -120,7 +120,8 @@ def _unknown_method(call: Call, activation: Activation) -> InvalidCall:
     object_class = activation.object_class
     assert object_class is not None
     known = sorted(name for name, method in object_class.methods.items() if not method.internal)
-    return InvalidCall(
+    return miscalled(
+        f"{call.class_name}/{call.name}.{call.method}",
         f"{call.class_name} has no method {call.method!r}; it has: {', '.join(known) or 'none'}",
         status=404,
     )

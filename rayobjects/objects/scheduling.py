@@ -88,8 +88,7 @@ def plan(
     context = running()
     name = method if isinstance(method, str) else getattr(method, "__name__", "")
     if not callable(getattr(type(instance), name, None)):
-        wrong = misuse if not name else InvalidCall  # a name may be the caller's choice
-        raise wrong(
+        raise misuse(
             f"{type(instance).__name__} has no method {name or method!r} to schedule: pass one of "
             "its own, such as self.remind"
         )

@@ -26,6 +26,7 @@ import cloudpickle
 import msgspec
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_FILTERS = os.path.join(_PACKAGE, "objects", "filters.py")
 
 
 class RayObjectsError(Exception):
@@ -261,11 +262,20 @@ def from_wire(body: bytes) -> RayObjectsError:
 
 
 def _outside(where: TracebackType | None) -> TracebackType | None:
-    """The traceback without this package's frames that led to the method."""
-    inner = where
-    while inner is not None and inner.tb_frame.f_code.co_filename.startswith(_PACKAGE):
-        inner = inner.tb_next
-    return inner or where
+    """The traceback without the frames that led to the method: this package's, and those of the
+    filters around it. A filter that has raised takes the method's place."""
+    begins, each = where, where
+    while each is not None:
+        if each.tb_frame.f_code.co_filename == _FILTERS:
+            begins = each
+        each = each.tb_next
+    return _beyond(begins) or _beyond(where) or where
+
+
+def _beyond(where: TracebackType | None) -> TracebackType | None:
+    while where is not None and where.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        where = where.tb_next
+    return where
 
 
 def _portable(cause: BaseException | None) -> BaseException | None:

@@ -78,6 +78,9 @@ class Mistaken(ro.DurableObject):
         finally:
             coroutine.close()
 
+    def plans_with_a_lock(self) -> None:
+        self.schedule(self.take, threading.Lock(), after=1)
+
     def keys_by_number(self) -> None:
         self.storage[5] = 1  # type: ignore[index]
 
@@ -201,7 +204,8 @@ def call(method: str) -> ro.RayObjectsError:
         ("responds_too_much", "an auto response has at most 2,048 bytes"),
         ("plans_what_is_no_method", "Mistaken has no method 'print' to schedule"),
         ("plans_what_it_does_not_have", "Mistaken has no method 'finee' to schedule"),
-        ("passes_a_lock", "cannot be pickled"),
+        ("passes_a_lock", "argument 1 of Mistaken.take cannot be pickled (cannot pickle '_thr"),
+        ("plans_with_a_lock", "argument 1 of Mistaken.take cannot be pickled"),
         ("passes_a_reference", "pass the value, which `await ref` or ray.get(ref) brings"),
         ("passes_a_response", "a Response is a result to come: `await` it first"),
         ("passes_a_coroutine", "a coroutine has no value yet: `await` it first"),
@@ -357,6 +361,21 @@ def test_what_is_refused(
     assert isinstance(error, ro.InvalidCall)
     assert (error.status, error.message) == (status, message)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("stub", [Stub("Room", "a"), LocalStub("Room", "a")])
+def test_arguments_that_cannot_be_pickled(stub: Any) -> None:
+    lock = threading.Lock()
+    for args, keywords, which in (
+        ((1, lock), {}, "argument 2"),
+        (({"in": [lock]},), {}, "argument 1"),
+        ((1,), {"it": lock, "other": 1}, "argument 'it'"),
+    ):
+        says = rf"^{which} of Room\.set_n cannot be pickled \(.*lock.*\): arguments are plain data"
+        with pytest.raises(ro.InvalidCall, match=says):
+            stub.set_n.remote(*args, **keywords)
+    with pytest.raises(ro.InvalidCall, match=r"^argument 1 of Room\.set_n: a Ray ObjectRef cannot"):
+        stub.set_n.remote(REFERENCE)
 
 
 def test_retries_without_a_number() -> None:

@@ -60,10 +60,14 @@ def invocation_of(call: Call, activation: Activation) -> Invocation:
             try:
                 arguments, keywords = values.load(call.args)
             except Exception as error:
-                raise InvalidCall(
-                    f"the arguments of {activation.id}.{call.method} could not be unpickled on its "
-                    f"host ({type(error).__name__}: {error}): install the same packages there, or "
-                    "pass plain data"
+                called = f"{call.class_name}/{call.name}.{call.method}"
+                raise miscalled(
+                    called,
+                    f"the arguments of {called} could not be unpickled on its host "
+                    f"({type(error).__name__}: {error}): pass plain data, or classes that are "
+                    "there: those of your own to which the deployed class refers, in an annotation "
+                    "(value: Point) or inside a method, and those of packages that are installed "
+                    "there",
                 ) from error
             arguments = (activation.instance, *arguments)
         else:

@@ -242,6 +242,55 @@ DEPLOY_VALUES = """
     print(describe(market.Keeper).digest)
 """
 
+HOST_VALUES = """
+    import pathlib, pickle
+    from objects_double import Live, MemoryLedger
+    from rayobjects.objects.pickling import load_classes
+    classes = load_classes(pathlib.Path("classes.pickle").read_bytes())
+    ledger = MemoryLedger()
+    state = pathlib.Path("state.pickle")
+    if state.exists():
+        ledger.objects = pickle.loads(state.read_bytes())
+    live = Live(classes["Keeper"], ledger)
+    if not state.exists():
+        live.call(lambda r: r.put(7))
+    print(live.call(lambda r: r.show()))
+    live.call(lambda r: r.put(8))
+    stored = live.ledger.objects[live.id]["@kept"][1]
+    names = "market:Bid", "market:Offer", "prices:Offer"
+    print([name for name in names if name.encode() in stored])
+    state.write_bytes(pickle.dumps(ledger.objects))
+"""
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_renamed_or_moved_class_of_a_stored_value_is_found_by_its_old_name(
+    tmp_path: Path, moved: bool
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+
+    def deploy(app: str) -> str:
+        (source / "market.py").write_text(textwrap.dedent(app))
+        return run(DEPLOY_VALUES, tmp_path, source)
+
+    first = deploy(VALUES)
+    assert run(HOST_VALUES, tmp_path) == "Bid 7\n['market:Bid']"
+    renamed = VALUES.replace("Bid", "Offer")
+    if moved:
+        klass = "    @dataclass\n    class Offer:\n        price: int\n"
+        (source / "prices.py").write_text(
+            textwrap.dedent("    from dataclasses import dataclass\n" + klass)
+        )
+        renamed = renamed.replace(klass, "    from prices import Offer\n")
+    without = deploy(renamed)
+    with pytest.raises(AssertionError, match="the deployed code has no class market:Bid"):
+        run(HOST_VALUES, tmp_path)
+    also = deploy(renamed + "\n    Bid = Offer\n")
+    assert len({first, without, also}) == 3  # a new version each
+    own = "prices:Offer" if moved else "market:Offer"
+    assert run(HOST_VALUES, tmp_path) == f"Offer 8\n['{own}']"
+
 
 def test_a_class_that_is_not_referred_to_does_not_travel(tmp_path: Path) -> None:
     """And the error says so."""

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from rayobjects.objects.retrying import retries
     from rayobjects.objects.scheduling import Schedule
     from rayobjects.objects.websocket import WebSocket
-    from rayobjects.runtime.client import deploy, init, namespace, shutdown
-    from rayobjects.runtime.stubs import Namespace, Stub
+    from rayobjects.runtime.client import deploy, init, shutdown
+    from rayobjects.runtime.stubs import Namespace, Stub, namespace
 
 _HOMES = {
     "Cancelled": "rayobjects.errors",
@@ -60,7 +60,7 @@ _HOMES = {
     "durable": "rayobjects.objects.fields",
     "init": "rayobjects.runtime.client",
     "internal": "rayobjects.objects.marks",
-    "namespace": "rayobjects.runtime.client",
+    "namespace": "rayobjects.runtime.stubs",
     "request_context": "rayobjects.objects.request_context",
     "retries": "rayobjects.objects.retrying",
     "shutdown": "rayobjects.runtime.client",

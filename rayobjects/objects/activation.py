@@ -366,6 +366,8 @@ class Activation:
 
     def settled(self) -> None:
         """Everything committed is on disk."""
+        if self.state.promised.settled:
+            self.state.promised.settled.clear()
         if not self.busy and not self.concurrent:
             self.state.trim()
             if self.state.grown:
@@ -406,11 +408,11 @@ class Activation:
         self.gone = True
         self.host.dropped(self)
         waiting, self.queue = self.queue or (), None
-        if status == REDIRECT:
-            for _, respond in waiting:
+        for _, respond in waiting:
+            if status == REDIRECT:
                 respond(REDIRECT, b"", 0)
-        for _, respond in waiting if status != REDIRECT else ():  # a hook may have said what it saw
-            self.reply_unwritten(status, body, respond)
+            else:  # a hook may have said what it saw
+                self.reply_unwritten(status, body, respond)
 
     def retire(self) -> None:
         """Takes the idle object out of memory; calls that come meanwhile go to its next

@@ -42,17 +42,17 @@ def settle(activation: Activation, how: str, chosen: Chosen) -> str:
     if kind is None:
         raise InvalidCall(f"kind is one of {', '.join(KINDS)}, not {chosen.kind!r}")
     ledger, promised = activation.host.ledger, activation.state.promised
-    promise = (
-        promised.schedule(chosen.key)
-        if kind == SCHEDULE
-        else ledger.promise(activation.id, kind, chosen.key)
-    )
-    if promise is None:
+    if kind == SCHEDULE:
+        promise = promised.schedule(chosen.key)
+    else:
+        settled = promised.settled.get((kind, chosen.key))
+        promise = settled or ledger.promise(activation.id, kind, chosen.key)
+    if promise is None or not promise.open:
         raise InvalidCall(f"{activation.shown} has no {chosen.kind} {chosen.key!r}", status=404)
     if not promise.failed and (how == "retry" or kind != SCHEDULE):
         raise InvalidCall(f"the {chosen.kind} {chosen.key!r} of {activation.shown} has not failed")
     if how == "discard":
-        promised.put(Promise(kind, promise.key, open=False))
+        promised.settle(Promise(kind, promise.key, open=False))
         if kind == INTENT:
             promises = ledger.promises_of(activation.id)
             for step in steps_of(promises, activation.id, promise.key):
@@ -63,7 +63,7 @@ def settle(activation: Activation, how: str, chosen: Chosen) -> str:
             f"the call {chosen.key!r} of {activation.shown} is so old that those it had called may "
             "have forgotten it, and would apply it again: look at their state, then discard it"
         )
-    promised.put(_afresh(activation.host, promise))
+    promised.settle(_afresh(activation.host, promise))
     return "retried"
 
 

@@ -315,12 +315,14 @@ class HostCore:
 
         self.loop.call_later(delay_s, due)
 
-    def note(self, record: Record) -> None:
-        """Writes something that nobody waits for."""
+    def note(self, record: Record, on_disk: Callable[[], None] = lambda: None) -> None:
+        """Writes something that no caller waits for."""
 
         def noted(error: StorageFailed | None, sequence: int) -> None:
             if error is not None:
                 self.fail(error)
+            else:
+                on_disk()
 
         try:
             self.ledger.commit(record, noted)

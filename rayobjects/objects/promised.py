@@ -122,10 +122,12 @@ class Promised:
     """The promises of one activation.
 
     Attributes:
+        settled: messages and calls that somebody has had retried or discarded, as they are to be,
+            until that is on disk; by kind and key.
         touched: the running call did something here that `commit` or `rollback` must end.
     """
 
-    __slots__ = ("_added", "_changed", "_schedules", "touched")
+    __slots__ = ("_added", "_changed", "_schedules", "_settling", "settled", "touched")
 
     def __init__(self, schedules: Iterable[Promise]) -> None:
         self.touched = False
@@ -134,6 +136,21 @@ class Promised:
         self._added = 0
         """How many more schedules there are as the running call sees them."""
         self._changed: dict[tuple[int, str], Promise] = {}
+        self._settling: dict[tuple[int, str], Promise] = {}
+        self.settled: dict[tuple[int, str], Promise] = {}
+
+    def settle(self, promise: Promise) -> None:
+        """Retries or discards what has failed, in the running call. The next call of this kind must
+        see it, though the ledger does not yet."""
+        self.put(promise)
+        if promise.kind != SCHEDULE:
+            self._settling[promise.kind, promise.key] = promise
+
+    def noted(self, before: Promise, becomes: Iterable[Promise]) -> None:
+        """The host has written what becomes of a schedule, if no call has changed that since."""
+        if self._schedules.get(before.key) == before:
+            del self._schedules[before.key]
+            self._schedules |= {each.key: each for each in becomes if each.open}
 
     def put(self, promise: Promise) -> None:
         """Makes, changes or takes back a promise, in the running call.
@@ -175,6 +192,7 @@ class Promised:
         return list(self._changed.values())
 
     def commit(self) -> None:
+        self.settled |= self._settling
         for (kind, key), promise in self._changed.items():
             if kind != SCHEDULE:
                 continue
@@ -186,6 +204,7 @@ class Promised:
 
     def rollback(self) -> None:
         self._changed.clear()
+        self._settling.clear()
         self._added = 0
         self.touched = False
 

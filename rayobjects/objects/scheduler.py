@@ -40,8 +40,9 @@ from rayobjects.limits import (
 )
 from rayobjects.messages import ERROR, OK, REDIRECT, SCHEDULED, Call
 from rayobjects.objects.promised import decode_plan
+from rayobjects.objects.recurring import following, given_up
 from rayobjects.objects.retrying import Retries
-from rayobjects.storage.records import SCHEDULE, Promise, Record
+from rayobjects.storage.records import INTENT, SCHEDULE, Promise, Record
 
 if TYPE_CHECKING:
     from rayobjects.objects.host_core import HostCore
@@ -242,8 +243,7 @@ class Scheduler:
             return
         promise = self._present(id, key, due)
         if promise is not None and status == ERROR and _is_final(body, call_id):
-            failed = msgspec.structs.replace(promise, failed=info_from_wire(body).message)
-            self._host.note(Record(*id, promises=[failed]))
+            self._give_up(id, promise, call_id, info_from_wire(body).message)
         elif promise is not None:
             # It never came to run, so nothing in the journal says when to try again.
             if status == REDIRECT:
@@ -256,6 +256,25 @@ class Scheduler:
             # Nobody asks for this time of it again, so its reply need not be kept.
             self._host.ledger.forget(call_id)
         self._arm()
+
+    def _give_up(self, id: ObjectId, promise: Promise, call_id: str, why: str) -> None:
+        """The host makes this time's call no more. Where that had called others it is listed with
+        the intents, and the schedule is done with this time: another attempt, under a new id, would
+        apply again what it had called."""
+        now = self._host.clock.now()
+        if self._host.ledger.promise(id, INTENT, call_id) is not None:
+            becomes = [following(promise, decode_plan(promise.body), now)]
+        else:
+            becomes = given_up(promise, why or "it failed", now)
+
+        def noted() -> None:
+            live = self._host.activations.get((id[0], id[1]))
+            if live is not None and live.ready:
+                live.state.promised.noted(promise, becomes)
+            for each in becomes:
+                self.add(id, each)
+
+        self._host.note(Record(*id, promises=becomes), noted)
 
     def planned_at_once(self, id: ObjectId) -> None:
         """A schedule's call has planned something for this very moment: is that a loop?"""

@@ -22,9 +22,10 @@ from rayobjects.objects import arguments, carried
 from rayobjects.objects.commit import Respond
 from rayobjects.objects.context import CallContext, current_call
 from rayobjects.objects.promised import EACH, LAST, Plan, decode_intent, decode_plan, encode
+from rayobjects.objects.recurring import failed_alone, following, key_of_its_own
 from rayobjects.objects.retrying import retries_of
 from rayobjects.objects.scheduler import Firing, decode_firing, encode_firing
-from rayobjects.objects.times import Span, When, due_at, next_due
+from rayobjects.objects.times import Span, When, due_at
 from rayobjects.storage.records import SCHEDULE, Promise, Record
 
 if TYPE_CHECKING:
@@ -94,7 +95,10 @@ def plan(
     if missed not in (EACH, LAST):
         raise misuse(f"missed is {EACH!r} or {LAST!r}, not {missed!r}")
     if key is None:
-        key = context.new_name() or context.activation.host.new_promise_key()
+        key = context.new_name()
+        while key and state.promised.schedule(key) is not None:
+            key = context.new_name()  # planned by a call that had the same Idempotency-Key
+        key = key or context.activation.host.new_promise_key()
     elif not _is_key(key):
         raise misuse(f"a schedule's key is a text of 1 to {KEY_BYTES_MAX:,} bytes of UTF-8")
     due = due_at(context.now, at, after, every, zone)
@@ -157,7 +161,7 @@ def due(activation: Activation, call: Call) -> tuple[Promise, Plan] | None:
     firing = decode_firing(call.args)
     if firing.plan:
         body = msgspec.structs.replace(decode_plan(firing.plan), every="")
-        return Promise(SCHEDULE, _key_of_its_own(firing.key, body), firing.due, firing.plan), body
+        return Promise(SCHEDULE, key_of_its_own(firing.key, body), firing.due, firing.plan), body
     promise = activation.state.promised.schedule(firing.key)
     if promise is None or promise.failed or promise.due != firing.due:
         return None
@@ -179,13 +183,7 @@ def ended(activation: Activation, call: Call) -> None:
 
 
 def _following(activation: Activation, promise: Promise, body: Plan) -> Promise:
-    if not body.every:
-        return Promise(SCHEDULE, promise.key, open=False)
-    now = activation.host.clock.now()
-    behind = body.planned if body.missed == EACH else max(body.planned, now)
-    following = next_due(body.every, body.zone, behind)
-    again = msgspec.structs.replace(body, planned=following, attempts=0)
-    return Promise(SCHEDULE, promise.key, following, encode(again))
+    return following(promise, body, activation.host.clock.now())
 
 
 def raised(
@@ -244,24 +242,17 @@ def _hand_over(
         activation.state.promised.put(_following(activation, promise, body))
 
 
-def _key_of_its_own(key: str, body: Plan) -> str:
-    """For one due time of a recurring schedule."""
-    return f"{key}@{datetime.fromtimestamp(body.planned, UTC):%Y-%m-%dT%H:%M:%SZ}"
-
-
 def _give_up(activation: Activation, promise: Promise, body: Plan, error: RayObjectsError) -> None:
     """Marks it as failed. One that recurs goes on: what failed is listed under a key of its own."""
-    why = error.message
+    why = error.message or type(error).__name__  # "" would say that it has not failed
     activation.host.report(
         f"{activation.shown}.{body.method}, scheduled as {promise.key!r}, has failed for good: "
         f"{why}. `rayobjects schedules --failed` lists it"
     )
     promised = activation.state.promised
     if body.every:
-        key = _key_of_its_own(promise.key, body)
-        once = encode(msgspec.structs.replace(body, every=""))
         try:
-            promised.put(Promise(SCHEDULE, key, promise.due, once, why))
+            promised.put(failed_alone(promise, body, why))
         except InvalidCall:
             pass  # too many have failed already: this one stops
         else:

@@ -266,11 +266,6 @@ def _tell_hosts(hosts: Iterable[str], tell: Callable[[Any], Any]) -> list[Any]:
     return answers
 
 
-def namespace(class_: str | type[DurableObject]) -> Namespace[Any]:
-    """The namespace of a deployed class, by its name; the class itself need not be at hand."""
-    return Namespace(class_ if isinstance(class_, str) else class_.__name__)
-
-
 def shutdown() -> None:
     """Disconnects this process from the objects, which stay where they are. A stub that is used
     after that connects it again, to the Ray that it is attached to (`ray.shutdown()` ends that).

@@ -1,5 +1,9 @@
 """Namespaces and stubs: what callers hold. They name objects, wake nothing, can be pickled and
-never go stale."""
+never go stale.
+
+Ray is imported with the first call that needs it, which takes a second: objects under test, in a
+host without Ray, use stubs as well.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import asyncio
 import builtins
 import uuid
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rayobjects.errors import InvalidCall, misuse
 from rayobjects.ids import ObjectId, check_object_name
@@ -15,12 +19,18 @@ from rayobjects.limits import CALL_BYTES_MAX, PAGE_KEYS_MAX
 from rayobjects.messages import ITEMS, PICKLE, SYSTEM, WHOLE, Call
 from rayobjects.objects import carried, tracing
 from rayobjects.objects.arguments import check_timeout, id_of_key, pickled, use_key
-from rayobjects.objects.context import current_call
+from rayobjects.objects.context import current_call, local_router
 from rayobjects.objects.python_only import PythonOnly
 from rayobjects.objects.response import Response
-from rayobjects.runtime import process
+
+if TYPE_CHECKING:
+    from rayobjects.objects.model import DurableObject
+    from rayobjects.runtime.router import Router
 
 T = TypeVar("T")
+
+_process: Any = None
+"""The module of this name, once it is needed."""
 
 
 class Namespace(Generic[T]):
@@ -57,7 +67,7 @@ class Namespace(Generic[T]):
             InvalidCall: unknown class, or a limit out of bounds; also if called on the event loop
                 of a method (use `list_async` there).
         """
-        router = process.router()
+        router = _router()
         if router.must_not_wait():
             raise misuse("use `await namespace.list_async(…)` in a method")
         limit = _checked_limit(limit)
@@ -69,7 +79,7 @@ class Namespace(Generic[T]):
         self, prefix: str = "", after: str = "", limit: int = 100
     ) -> builtins.list[str]:
         """The same as `list`, for async code."""
-        router = process.router()
+        router = _router()
         limit = _checked_limit(limit)
         if router.runs_here():
             return await router.list_objects(self.class_name, prefix, after, limit)
@@ -84,7 +94,7 @@ class Namespace(Generic[T]):
             InvalidCall: unknown class, or a name that no object can have; also if called on the
                 event loop of a method (use `exists_async` there).
         """
-        router = process.router()
+        router = _router()
         if router.must_not_wait():
             raise misuse("use `await namespace.exists_async(…)` in a method")
         check_object_name(name)
@@ -92,7 +102,7 @@ class Namespace(Generic[T]):
 
     async def exists_async(self, name: str) -> bool:
         """The same as `exists`, for async code."""
-        router = process.router()
+        router = _router()
         check_object_name(name)
         if router.runs_here():
             return await router.object_exists(self.class_name, name)
@@ -252,6 +262,25 @@ class RemoteMethod:
         )
 
 
+def namespace(class_: str | type[DurableObject]) -> Namespace[Any]:
+    """The namespace of a deployed class, by its name; the class itself need not be at hand."""
+    return Namespace(class_ if isinstance(class_, str) else class_.__name__)
+
+
+def _router() -> Router:
+    """What brings the calls of this place to objects."""
+    global _process
+    local: Router | None = local_router.get()
+    if local is not None:
+        return local
+    if _process is None:
+        from rayobjects.runtime import process
+
+        _process = process
+    router: Router = _process.router()
+    return router
+
+
 def send(
     class_name: str,
     name: str,
@@ -269,7 +298,7 @@ def send(
         timeout_s: the host ends the call after so many seconds; 0: it does not.
         call_id: chosen by the caller.
     """
-    router = process.router()
+    router = _router()
     takes = ITEMS if encoding == PICKLE else WHOLE
     call = Call(
         0, class_name, name, method, encoding, args, call_id, timeout_s=timeout_s, takes=takes

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -89,3 +91,36 @@ def test_what_a_socket_raises_has_its_cause() -> None:
             assert isinstance(raised.value.cause, Refused)
 
     asyncio.run(main())
+
+
+WITHOUT_RAY = """
+import asyncio
+import sys
+
+import rayobjects as ro
+from rayobjects.testing import LocalHost
+
+
+class Pair(ro.DurableObject):
+    async def ask(self, name: str) -> bool:
+        other: ro.Stub = ro.namespace("Pair").get(name)
+        return await other.answer.remote()
+
+    def answer(self) -> bool:
+        return "ray" in sys.modules
+
+
+async def main() -> None:
+    async with LocalHost([Pair]) as host:
+        print(await host.get(Pair, "a").ask.remote("b"))
+
+
+asyncio.run(main())
+"""
+
+
+def test_objects_under_test_call_each_other_without_ray() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_RAY], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == ("False\n", 0), done.stderr

@@ -26,6 +26,7 @@ import cloudpickle
 import msgspec
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_FILTERS = os.path.join(_PACKAGE, "objects", "filters.py")
 
 
 class RayObjectsError(Exception):
@@ -115,6 +116,27 @@ def misuse(message: str) -> InvalidCall:
     """For a mistake in the code that runs, as opposed to the call that it answers. In a method it
     is what the method has raised: its caller gets a MethodError, and the host logs the line."""
     return InvalidCall(message, status=500)
+
+
+_MISCALLED = "miscalled"
+
+
+def miscalled(called: str, message: str, *, status: int = 422) -> InvalidCall:
+    """For a call that fits nothing that is deployed, as opposed to one that its object refuses.
+    Whoever has made it is at fault: a method that lets the error through has made a mistake.
+
+    Args:
+        called: what was called, as far as it is known: `Class`, or `Class/name.method`.
+    """
+    return InvalidCall(message, status=status, details={_MISCALLED: called})
+
+
+def is_mistake(error: BaseException, target: str) -> bool:
+    """Whether an error that the method `target` (`Class/name.method`) has let through says that it
+    is at fault itself. A filter around it may say that of whoever has called it."""
+    if not isinstance(error, InvalidCall):
+        return False
+    return error.status >= 500 or error.details.get(_MISCALLED, target) != target
 
 
 class Overloaded(RayObjectsError):
@@ -240,11 +262,20 @@ def from_wire(body: bytes) -> RayObjectsError:
 
 
 def _outside(where: TracebackType | None) -> TracebackType | None:
-    """The traceback without this package's frames that led to the method."""
-    inner = where
-    while inner is not None and inner.tb_frame.f_code.co_filename.startswith(_PACKAGE):
-        inner = inner.tb_next
-    return inner or where
+    """The traceback without the frames that led to the method: this package's, and those of the
+    filters around it. A filter that has raised takes the method's place."""
+    begins, each = where, where
+    while each is not None:
+        if each.tb_frame.f_code.co_filename == _FILTERS:
+            begins = each
+        each = each.tb_next
+    return _beyond(begins) or _beyond(where) or where
+
+
+def _beyond(where: TracebackType | None) -> TracebackType | None:
+    while where is not None and where.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        where = where.tb_next
+    return where
 
 
 def _portable(cause: BaseException | None) -> BaseException | None:

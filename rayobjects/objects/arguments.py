@@ -16,6 +16,7 @@ import msgspec
 from rayobjects.errors import InvalidCall, misuse
 from rayobjects.limits import IDEMPOTENCY_KEY_BYTES_MAX
 from rayobjects.messages import Call
+from rayobjects.storage import values
 
 
 def _type_only(value: Any) -> str:
@@ -41,6 +42,38 @@ def hash_of_json(method: str, body: bytes) -> int:
         return hash_of(method, msgspec.json.decode(body) if body else {})
     except msgspec.DecodeError:
         return 0
+
+
+def pickled(called: str, args: tuple[Any, ...], keywords: dict[str, Any]) -> bytes:
+    """Pickles the arguments of a call.
+
+    Raises:
+        InvalidCall: one cannot be pickled; the message says which, and of what method.
+    """
+    try:
+        return values.dump_arguments(args, keywords)
+    except InvalidCall as error:
+        raise _unpicklable(called, args, keywords, error) from error
+
+
+def _unpicklable(
+    called: str, args: tuple[Any, ...], keywords: dict[str, Any], error: InvalidCall
+) -> InvalidCall:
+    arguments = [(f"argument {count}", each) for count, each in enumerate(args, 1)]
+    arguments += [(f"argument {name!r}", each) for name, each in keywords.items()]
+    which = "an argument"
+    for name, each in arguments:
+        try:
+            values.dump(each)
+        except InvalidCall as found:
+            which, error = name, found
+            break
+    if error.__cause__ is None:  # it says itself what to do
+        return misuse(f"{which} of {called}: {error.message}")
+    return misuse(
+        f"{which} of {called} cannot be pickled ({error.__cause__}): arguments are plain data, or "
+        "objects that pickle can take apart; no locks, connections, files or generators"
+    )
 
 
 def check_timeout(timeout_s: float) -> float:
@@ -70,11 +103,11 @@ def id_of_key(key: str) -> str:
     return f"key:{key}"
 
 
-def use_key(call: Call, values: Any, running: object) -> None:
+def use_key(call: Call, arguments: Any, running: object) -> None:
     """Gives a call the id that its caller has chosen.
 
     Args:
-        values: the call's arguments.
+        arguments: the call's.
         running: the call of an object that makes it.
 
     Raises:
@@ -85,7 +118,7 @@ def use_key(call: Call, values: Any, running: object) -> None:
             f"an idempotency key for {call.class_name}.{call.method} inside a method: leave it "
             "out, each of a method's calls is applied once as it is"
         )
-    call.arguments_hash = hash_of(call.method, values)
+    call.arguments_hash = hash_of(call.method, arguments)
 
 
 def differ(one: int, other: int) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from rayobjects.errors import InvalidCall
+from rayobjects.errors import misuse
 from rayobjects.limits import AUTO_RESPONSE_BYTES_MAX, AUTO_RESPONSES_MAX
 from rayobjects.messages import BINARY, TEXT
 from rayobjects.objects.fields import Field
@@ -50,13 +50,13 @@ def checked(data: Data) -> Message:
         try:
             message = TEXT, data.encode()
         except UnicodeEncodeError:
-            raise InvalidCall("an auto response must be UTF-8: remove lone surrogates") from None
+            raise misuse("an auto response must be UTF-8: remove lone surrogates") from None
     elif isinstance(data, bytes):
         message = BINARY, data
     else:
         raise TypeError(f"an auto response is str or bytes, not {type(data).__name__}")
     if len(message[1]) > AUTO_RESPONSE_BYTES_MAX:
-        raise InvalidCall(
+        raise misuse(
             f"an auto response has at most {AUTO_RESPONSE_BYTES_MAX:,} bytes, this one has "
             f"{len(message[1]):,}: answer it in on_message"
         )
@@ -66,7 +66,7 @@ def checked(data: Data) -> Message:
 def check_count(pairs: Iterable[Message]) -> None:
     """Raises InvalidCall if there are too many."""
     if len(list(pairs)) > AUTO_RESPONSES_MAX:
-        raise InvalidCall(
+        raise misuse(
             f"an object has at most {AUTO_RESPONSES_MAX} auto responses: remove one with "
             "auto_response(request, None), or answer in on_message"
         )

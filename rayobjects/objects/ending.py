@@ -6,7 +6,15 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from rayobjects import messages
-from rayobjects.errors import InvalidCall, MethodError, RayObjectsError, misuse, to_wire
+from rayobjects.errors import (
+    InvalidCall,
+    MethodError,
+    RayObjectsError,
+    is_mistake,
+    miscalled,
+    misuse,
+    to_wire,
+)
 from rayobjects.limits import CALL_BYTES_MAX
 from rayobjects.messages import ERROR, OK, PICKLE, SCHEDULED, SOCKET, Call
 from rayobjects.objects import scheduling
@@ -126,17 +134,15 @@ def wrap(activation: Activation, context: CallContext, error: BaseException) -> 
     if context.ending is not None and isinstance(error, asyncio.CancelledError):
         return context.ending
     if is_binding_error(error):
-        return InvalidCall(f"{target}: {error}")
-    if isinstance(error, InvalidCall) and error.status >= 500:
-        return _misused(activation, target, error)
+        return miscalled(target, f"{target}: {error}")
     if isinstance(error, RayObjectsError):
-        return error
+        return mistaken(activation, target, error) if is_mistake(error, target) else error
     return activation.host.raised(target, error)
 
 
-def _misused(activation: Activation, target: str, error: InvalidCall) -> RayObjectsError:
-    """A mistake of the method's own: raised in it, or by what it left behind, of which no line is
-    known."""
+def mistaken(activation: Activation, target: str, error: RayObjectsError) -> RayObjectsError:
+    """The error for a mistake of a method's or hook's own: raised in it, or by what it left behind,
+    of which no line is known."""
     if is_raised_in_method(error):
         return activation.host.raised(target, error)
     activation.host.report(error.message)

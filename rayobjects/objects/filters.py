@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from rayobjects.errors import InvalidCall
+from rayobjects.errors import InvalidCall, miscalled
 from rayobjects.ids import ObjectId
 from rayobjects.messages import JSON, PICKLE, REQUEST, SCHEDULED, SOCKET, SYSTEM, Call
 from rayobjects.objects import carried
@@ -96,7 +96,8 @@ class MethodCall:
             try:
                 self._bound = signature.bind(*given.arguments[1:], **given.keywords)
             except TypeError as error:
-                raise InvalidCall(f"{self.id}.{self.method}: {error}") from None
+                called = f"{self.id}.{self.method}"
+                raise miscalled(called, f"{called}: {error}") from None
             self._bound.apply_defaults()
         return self._bound.arguments
 

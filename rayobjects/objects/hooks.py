@@ -19,10 +19,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rayobjects.errors import RayObjectsError
+from rayobjects.errors import RayObjectsError, is_mistake
 from rayobjects.messages import OK
 from rayobjects.objects.commit import no_reply
 from rayobjects.objects.context import NO_CALL, CallContext, current_call
+from rayobjects.objects.ending import mistaken
 from rayobjects.objects.invocation import Invocation
 from rayobjects.storage.records import Loaded, Record
 
@@ -47,8 +48,11 @@ async def start(activation: Activation, loaded: Loaded) -> None:
             await run_hook(activation, UPGRADE, loaded.version)
         step = "on_start"
         await run_hook(activation, step)
-    except RayObjectsError:
-        raise
+    except RayObjectsError as error:
+        target = f"{activation.shown}.{step}"
+        if activation.gone or not is_mistake(error, target):
+            raise
+        raise mistaken(activation, target, error) from error
     except BaseException as error:
         if activation.gone:  # it is no fault of the method, and nobody waits for it
             raise

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from rayobjects import messages
-from rayobjects.errors import InvalidCall, to_wire
+from rayobjects.errors import InvalidCall, miscalled, to_wire
 from rayobjects.messages import ERROR, JSON, OK, PICKLE, REQUEST, SCHEDULED, SOCKET, TEXT, Call
 from rayobjects.objects import failures, scheduling
 from rayobjects.objects.filters import Around
@@ -60,10 +60,14 @@ def invocation_of(call: Call, activation: Activation) -> Invocation:
             try:
                 arguments, keywords = values.load(call.args)
             except Exception as error:
-                raise InvalidCall(
-                    f"the arguments of {activation.id}.{call.method} could not be unpickled on its "
-                    f"host ({type(error).__name__}: {error}): install the same packages there, or "
-                    "pass plain data"
+                called = f"{call.class_name}/{call.name}.{call.method}"
+                raise miscalled(
+                    called,
+                    f"the arguments of {called} could not be unpickled on its host "
+                    f"({type(error).__name__}: {error}): pass plain data, or classes that are "
+                    "there: those of your own to which the deployed class refers, in an annotation "
+                    "(value: Point) or inside a method, and those of packages that are installed "
+                    "there",
                 ) from error
             arguments = (activation.instance, *arguments)
         else:
@@ -120,7 +124,8 @@ def _unknown_method(call: Call, activation: Activation) -> InvalidCall:
     object_class = activation.object_class
     assert object_class is not None
     known = sorted(name for name, method in object_class.methods.items() if not method.internal)
-    return InvalidCall(
+    return miscalled(
+        f"{call.class_name}/{call.name}.{call.method}",
         f"{call.class_name} has no method {call.method!r}; it has: {', '.join(known) or 'none'}",
         status=404,
     )

@@ -9,7 +9,9 @@ What a loaded class brings is registered on its host in two ways:
     by module     `sys.modules["app"]` has the deployed `Message`: arguments that a caller pickled
                   by name become instances of what the methods know
     by name       stored values name their class (`app:Message`) instead of containing it, so that
-                  after the next deployment they are instances of the new version
+                  after the next deployment they are instances of the new version. Each global of
+                  the user's modules that is such a class is a name for it, too: one that was
+                  renamed (`Bid = Offer`) or moved is found where its old name still leads
 
 Both only ever add what a deployment brought; nothing is lost with the process, which loads the
 class again when it is needed.
@@ -41,6 +43,7 @@ import cloudpickle
 
 from rayobjects.errors import InvalidCall
 from rayobjects.limits import CALL_BYTES_MAX
+from rayobjects.objects.culprits import culprit
 from rayobjects.objects.signatures import resolved
 from rayobjects.objects.typed_dicts import is_plain, reduced
 from rayobjects.storage.values import name_class
@@ -72,8 +75,7 @@ def pickle_classes(classes: Iterable[type]) -> bytes:
     with _lock, _by_value(modules), _with_types(modules, wanted.values()):
         try:
             seen = _dump(wanted)[1]
-            names = {_stored_name(cls): cls for cls in seen}
-            blob = _dump({"classes": wanted, "names": names})[0]
+            blob = _dump({"classes": wanted, "names": _names_of(seen, modules)})[0]
         except Exception as error:
             raise _refusal(wanted.values(), error) from error
     if len(blob) > CALL_BYTES_MAX:
@@ -101,7 +103,7 @@ def load_classes(blob: bytes, sys_path: Iterable[str] = ()) -> dict[str, type]:
 
 def _register(named: dict[str, type]) -> None:
     for name, cls in named.items():
-        name_class(name, cls)
+        name_class(name, cls)  # what is stored has the last of a class's names, which is its own
         _publish(cls)
 
 
@@ -162,8 +164,8 @@ def pickle_functions(wanted: Any, functions: Iterable[Any]) -> tuple[str, bytes]
     buffer = BytesIO()
     with _lock, _by_value(modules), _with_types(modules, []):
         try:
-            names = {_stored_name(cls): cls for cls in _dump(wanted)[1]}
-            blob = _dump({"classes": wanted, "names": names})[0]
+            seen = _dump(wanted)[1]
+            blob = _dump({"classes": wanted, "names": _names_of(seen, modules)})[0]
             _Digester(buffer, protocol=5).dump(wanted)
         except Exception as error:
             raise InvalidCall(
@@ -201,12 +203,17 @@ def digest_of(cls: type, *others: bytes) -> str:
     """
     modules = _modules_of([cls])
     buffer = BytesIO()
+    others_names: list[str] = []
     try:
         with _lock, _by_value(modules), _with_types(modules, [cls]):
-            _Digester(buffer, protocol=5).dump(cls)
+            digester = _Digester(buffer, protocol=5)
+            digester.dump(cls)
+            others_names = sorted(_former_names(digester.seen, modules))
     except Exception:  # a class with an odd part
         buffer = BytesIO(pickle_class(cls))
     digest = hashlib.sha256(buffer.getvalue())
+    for name in others_names:
+        digest.update(name.encode())
     for other in others:
         digest.update(other)
     return digest.hexdigest()
@@ -246,10 +253,15 @@ class _Recorder(cloudpickle.Pickler):  # type: ignore[misc]
 class _Digester(cloudpickle.Pickler):  # type: ignore[misc]
     """Makes something that is the same for the same code, and cannot be loaded."""
 
+    def __init__(self, file: BytesIO, protocol: int) -> None:
+        super().__init__(file, protocol=protocol)
+        self.seen: list[type] = []
+
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, CodeType):
             return tuple, ([_stable(getattr(value, name)) for name in _CODE_PARTS],)
         if isinstance(value, type) and not _is_installed(value):
+            self.seen.append(value)
             return str, (value.__qualname__,), (value.__bases__, _class_parts(value))
         return super().reducer_override(value)
 
@@ -289,7 +301,7 @@ def _refusal(classes: Iterable[type], error: Exception) -> InvalidCall:
     classes = list(classes)
     names = " and ".join(cls.__name__ for cls in classes)
     return InvalidCall(
-        f"{names} cannot be deployed: {_culprit(classes)} cannot be pickled ({error}): make it in "
+        f"{names} cannot be deployed: {culprit(classes)} cannot be pickled ({error}): make it in "
         "on_start, or inside the method that uses it"
     )
 
@@ -310,11 +322,33 @@ def _is_installed(cls: type) -> bool:
 
 def _stored_name(cls: type) -> str:
     """What stored values call a class. A script's classes are called as if it were imported."""
-    module = cls.__module__
+    return f"{_stored_module(cls.__module__)}:{cls.__qualname__}"
+
+
+def _stored_module(module: str) -> str:
     if module == "__main__":
         file = getattr(sys.modules["__main__"], "__file__", None)
         module = Path(file).stem if file else module
-    return f"{module}:{cls.__qualname__}"
+    return module
+
+
+def _names_of(classes: Iterable[type], modules: Iterable[ModuleType]) -> dict[str, type]:
+    """Classes by all names that stored values may have for them, each one's own name last."""
+    own = {_stored_name(cls): cls for cls in classes}
+    former = _former_names(own.values(), modules)
+    return {name: cls for name, cls in former.items() if name not in own} | own
+
+
+def _former_names(classes: Iterable[type], modules: Iterable[ModuleType]) -> dict[str, type]:
+    """What else the globals of the user's modules call these classes."""
+    wanted = {id(cls) for cls in classes}
+    found = {
+        f"{_stored_module(module.__name__)}:{name}": value
+        for module in modules
+        for name, value in vars(module).items()
+        if id(value) in wanted
+    }
+    return {name: cls for name, cls in found.items() if name != _stored_name(cls)}
 
 
 def _publish(cls: type) -> None:
@@ -420,62 +454,3 @@ def _replaced(holder: Any, name: str, value: Any) -> Callable[[], None]:
 
 def _reset(values: Any, name: str, before: Any) -> Callable[[], None]:
     return lambda: values.__setitem__(name, before)
-
-
-def _culprit(classes: Iterable[type]) -> str:
-    """What it is that cannot be pickled, as exactly as it can be said."""
-    waiting: list[tuple[str, Any]] = [(cls.__qualname__, cls) for cls in classes]
-    seen: set[int] = set()
-    best = "something that it needs"
-    while waiting:
-        name, value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        try:
-            cloudpickle.dumps(value)
-            continue
-        except Exception:
-            best = name
-        parts = _parts(name, value)
-        if parts:
-            waiting = parts  # it is one of these
-    return best
-
-
-def _parts(name: str, value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, type):
-        found = [(f"{name}.{key}", part) for key, part in vars(value).items()]
-        found += [(base.__qualname__, base) for base in value.__bases__ if base is not object]
-        return [part for part in found if part[0] not in (f"{name}.__dict__",)]
-    if isinstance(value, ModuleType):
-        return [
-            (f"the global {key!r} of {value.__name__}", part)
-            for key, part in vars(value).items()
-            if not key.startswith("__")
-        ]
-    if isinstance(value, staticmethod | classmethod):
-        return [(name, value.__func__)]
-    if isinstance(value, FunctionType):
-        names = _names(value.__code__)
-        found = [
-            (f"the global {key!r} of {value.__module__}", value.__globals__[key])
-            for key in names
-            if key in value.__globals__
-        ]
-        for key, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=False):
-            try:
-                found.append((f"the variable {key!r} that {name} uses", cell.cell_contents))
-            except ValueError:  # a cell that is still empty
-                continue
-        found += [(f"a default of {name}", part) for part in value.__defaults__ or ()]
-        return found
-    return []
-
-
-def _names(code: CodeType) -> set[str]:
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            names |= _names(constant)
-    return names

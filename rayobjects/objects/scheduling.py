@@ -18,7 +18,7 @@ import msgspec
 from rayobjects.errors import InvalidCall, RayObjectsError, misuse, to_wire
 from rayobjects.limits import KEY_BYTES_MAX, LOOP_PAUSE_S, VALUE_BYTES_MAX
 from rayobjects.messages import ERROR, Call
-from rayobjects.objects import carried
+from rayobjects.objects import arguments, carried
 from rayobjects.objects.commit import Respond
 from rayobjects.objects.context import CallContext, current_call
 from rayobjects.objects.promised import EACH, LAST, Plan, decode_intent, decode_plan, encode
@@ -26,7 +26,6 @@ from rayobjects.objects.recurring import failed_alone, following, key_of_its_own
 from rayobjects.objects.retrying import retries_of
 from rayobjects.objects.scheduler import Firing, decode_firing, encode_firing
 from rayobjects.objects.times import Span, When, due_at
-from rayobjects.storage import values
 from rayobjects.storage.records import SCHEDULE, Promise, Record
 
 if TYPE_CHECKING:
@@ -89,8 +88,7 @@ def plan(
     context = running()
     name = method if isinstance(method, str) else getattr(method, "__name__", "")
     if not callable(getattr(type(instance), name, None)):
-        wrong = misuse if not name else InvalidCall  # a name may be the caller's choice
-        raise wrong(
+        raise misuse(
             f"{type(instance).__name__} has no method {name or method!r} to schedule: pass one of "
             "its own, such as self.remind"
         )
@@ -104,7 +102,7 @@ def plan(
     elif not _is_key(key):
         raise misuse(f"a schedule's key is a text of 1 to {KEY_BYTES_MAX:,} bytes of UTF-8")
     due = due_at(context.now, at, after, every, zone)
-    pickled = values.dump_arguments(tuple(args), dict(keywords))
+    pickled = arguments.pickled(f"{type(instance).__name__}.{name}", tuple(args), dict(keywords))
     if len(pickled) > VALUE_BYTES_MAX:
         raise misuse(
             f"the arguments of a schedule have at most {VALUE_BYTES_MAX:,} bytes, these have "

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from rayobjects.errors import InvalidCall, Overloaded
+from rayobjects.errors import InvalidCall, Overloaded, misuse
 from rayobjects.limits import ATTACHMENT_BYTES_MAX, SOCKETS_MAX
 from rayobjects.messages import AUTO, CLOSE, TAGS, Send, SocketEvent, encode
 from rayobjects.objects import auto_response
@@ -466,9 +466,9 @@ class Sockets:
         try:
             entry = encode_value(value)
         except InvalidCall as error:
-            raise InvalidCall(f"the attachment of a socket cannot be stored: {error}") from error
+            raise misuse(f"the attachment of a socket cannot be stored: {error}") from error
         if len(entry[1]) > ATTACHMENT_BYTES_MAX:
-            raise InvalidCall(
+            raise misuse(
                 f"a socket's attachment has at most {ATTACHMENT_BYTES_MAX:,} bytes, this one has "
                 f"{len(entry[1]):,}: keep the rest in self.storage, under a key of the socket"
             )

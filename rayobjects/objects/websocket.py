@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rayobjects.errors import InvalidCall
+from rayobjects.errors import misuse
 from rayobjects.limits import (
     SOCKET_MESSAGE_BYTES_MAX,
     SOCKET_TAG_BYTES_MAX,
@@ -166,7 +166,7 @@ def encoded_message(data: str | bytes) -> tuple[int, bytes]:
         try:
             kind, encoded = TEXT, data.encode()
         except UnicodeEncodeError:
-            raise InvalidCall(
+            raise misuse(
                 "a text message must be UTF-8: remove the lone surrogates, or send bytes"
             ) from None
     elif isinstance(data, bytes | bytearray | memoryview):
@@ -176,7 +176,7 @@ def encoded_message(data: str | bytes) -> tuple[int, bytes]:
             f"a socket takes str or bytes, not {type(data).__name__}: send json.dumps(…)"
         )
     if len(encoded) > SOCKET_MESSAGE_BYTES_MAX:
-        raise InvalidCall(
+        raise misuse(
             f"a WebSocket message has at most {SOCKET_MESSAGE_BYTES_MAX:,} bytes, this one has "
             f"{len(encoded):,}: split it"
         )
@@ -191,12 +191,12 @@ def _checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
         if not isinstance(tag, str):
             raise TypeError(f"a tag is a string, not {type(tag).__name__}")
         if not tag or len(tag.encode(errors="replace")) > SOCKET_TAG_BYTES_MAX:
-            raise InvalidCall(
+            raise misuse(
                 f"a tag has 1 to {SOCKET_TAG_BYTES_MAX} bytes of UTF-8, {tag[:40]!r} has "
                 f"{len(tag.encode(errors='replace'))}: {_TAGS_HINT}"
             )
     if len(found) > SOCKET_TAGS_MAX:
-        raise InvalidCall(
+        raise misuse(
             f"a socket has at most {SOCKET_TAGS_MAX} tags, this one would have {len(found)}: "
             f"{_TAGS_HINT}"
         )

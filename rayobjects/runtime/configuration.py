@@ -13,7 +13,7 @@ import msgspec
 import ray
 from ray.experimental import internal_kv
 
-from rayobjects.errors import InvalidCall, Unavailable
+from rayobjects.errors import InvalidCall, Unavailable, miscalled
 from rayobjects.objects.catalog import ClassInfo
 
 NAMESPACE = b"rayobjects"
@@ -166,7 +166,8 @@ def _code(info: ClassInfo) -> bytes:
 def no_class(name: str, classes: Iterable[str]) -> InvalidCall:
     """The error for a class that is not there."""
     known = ", ".join(sorted(classes)) or "none"
-    return InvalidCall(
+    return miscalled(
+        name,
         f"no class {name!r} is deployed (there are: {known}): ro.deploy it, or `rayobjects serve` "
         "its file",
         status=404,

@@ -18,11 +18,10 @@ from rayobjects.ids import ObjectId, check_object_name
 from rayobjects.limits import CALL_BYTES_MAX, PAGE_KEYS_MAX
 from rayobjects.messages import ITEMS, PICKLE, SYSTEM, WHOLE, Call
 from rayobjects.objects import carried, tracing
-from rayobjects.objects.arguments import check_timeout, id_of_key, use_key
+from rayobjects.objects.arguments import check_timeout, id_of_key, pickled, use_key
 from rayobjects.objects.context import current_call, local_router
 from rayobjects.objects.python_only import PythonOnly
 from rayobjects.objects.response import Response
-from rayobjects.storage import values
 
 if TYPE_CHECKING:
     from rayobjects.objects.model import DurableObject
@@ -240,7 +239,7 @@ class RemoteMethod:
         context.tell(stub._class_name, stub._name, self._method, body, (args, kwargs))
 
     def _pickled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        body = values.dump_arguments(args, kwargs)
+        body = pickled(self._called, args, kwargs)
         if len(body) > CALL_BYTES_MAX:
             raise InvalidCall(
                 f"the arguments of {self._called} have {len(body):,} bytes; at most "

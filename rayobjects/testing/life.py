@@ -26,6 +26,7 @@ from rayobjects.errors import (
     MethodError,
     RayObjectsError,
     StorageFailed,
+    miscalled,
     misuse,
     to_wire,
 )
@@ -488,5 +489,6 @@ class LocalClasses:
         found = self._classes.get(name)
         if found is None:
             known = ", ".join(sorted(self._classes)) or "none"
-            raise InvalidCall(f"no class {name!r} is deployed (there are: {known})", status=404)
+            message = f"no class {name!r} is deployed (there are: {known})"
+            raise miscalled(name, message, status=404)
         return found

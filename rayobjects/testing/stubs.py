@@ -18,11 +18,10 @@ from rayobjects.messages import (
     Reply,
 )
 from rayobjects.objects import carried, tracing
-from rayobjects.objects.arguments import check_timeout, id_of_key, use_key
+from rayobjects.objects.arguments import check_timeout, id_of_key, pickled, use_key
 from rayobjects.objects.context import current_call, local_router
 from rayobjects.objects.python_only import PythonOnly
 from rayobjects.objects.response import CallRouter, Response
-from rayobjects.storage import values
 
 
 class LocalResponse(Response[Any]):
@@ -142,7 +141,8 @@ class LocalMethod:
         context.tell(*self._stub.id, self._method, self._pickled(args, kwargs), (args, kwargs))
 
     def _pickled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        body = values.dump((args, kwargs))
+        called = f"{self._stub.id.class_name}.{self._method}"
+        body = pickled(called, args, kwargs)
         if len(body) > CALL_BYTES_MAX:
             raise InvalidCall(
                 f"the arguments of {self._stub.id}.{self._method} have {len(body):,} bytes; at "

@@ -385,6 +385,76 @@ class Stamp:
         return await proceed()
 
 
+class Failing(ro.DurableObject):
+    async def fail(self) -> None:
+        self._inside()
+
+    def fail_plainly(self) -> None:
+        self._inside()
+
+    @ro.blocking
+    def fail_on_a_thread(self) -> None:
+        self._inside()
+
+    @ro.concurrent
+    async def fail_beside(self) -> None:
+        self._inside()
+
+    async def fail_in_a_stream(self) -> AsyncIterator[int]:
+        yield 1
+        self._inside()
+
+    def _inside(self) -> None:
+        raise ValueError("no")
+
+
+async def _plain(call: ro.MethodCall, proceed: Any) -> Any:
+    return await proceed()
+
+
+async def _raising(call: ro.MethodCall, proceed: Any) -> Any:
+    raise ValueError("no")
+
+
+async def drained(failing: LocalStub) -> None:
+    async for _ in failing.fail_in_a_stream.remote():
+        pass
+
+
+def frames_of(error: ro.RayObjectsError) -> list[str]:
+    assert isinstance(error, ro.MethodError)
+    return [line.split(", in ")[1] for line in error.traceback.splitlines() if ", in " in line]
+
+
+@pytest.mark.parametrize("filters", [[_plain, Stamp()], []])
+@pytest.mark.parametrize(
+    "method", ["fail", "fail_plainly", "fail_on_a_thread", "fail_beside", "fail_in_a_stream"]
+)
+def test_tracebacks_begin_with_the_method(filters: list[Any], method: str) -> None:
+    async def main() -> None:
+        async with LocalHost([Failing], filters=filters) as host:
+            failing = host.get(Failing, "f")
+            ended = drained(failing) if method == "fail_in_a_stream" else None
+            with pytest.raises(ro.MethodError) as raised:
+                await (ended or getattr(failing, method).remote())
+            assert frames_of(raised.value) == [method, "_inside"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("filters", "frames"),
+    [([_plain, _raising], ["_raising"]), ([_twice], ["_twice", "proceed"])],
+)
+def test_tracebacks_of_what_filters_raise(filters: list[Any], frames: list[str]) -> None:
+    async def test(host: LocalHost, a: LocalStub) -> None:
+        with pytest.raises(ro.MethodError) as raised:
+            await a.look.remote()
+        assert frames_of(raised.value) == frames
+
+    run(filters, test)
+
+
 async def _one(call: ro.MethodCall) -> None: ...
 
 

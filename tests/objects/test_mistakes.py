@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import AsyncIterator
 from datetime import datetime
 from http import HTTPStatus
 from types import SimpleNamespace
@@ -77,6 +78,9 @@ class Mistaken(ro.DurableObject):
         finally:
             coroutine.close()
 
+    def plans_with_a_lock(self) -> None:
+        self.schedule(self.take, threading.Lock(), after=1)
+
     def keys_by_number(self) -> None:
         self.storage[5] = 1  # type: ignore[index]
 
@@ -97,6 +101,57 @@ class Mistaken(ro.DurableObject):
 
     def refuses_with_200(self) -> None:
         raise ro.InvalidCall("no", status=200)
+
+    async def calls_no_class(self) -> None:
+        await ro.namespace("Walet").get("x").look.remote()
+
+    async def calls_no_method(self) -> None:
+        await ro.namespace("Mistaken").get("other").finee.remote()
+
+    async def reads_no_method(self) -> None:
+        async for _ in ro.namespace("Mistaken").get("other").finee.remote():
+            pass
+
+    async def streams_no_method(self) -> AsyncIterator[int]:
+        yield await ro.namespace("Mistaken").get("other").finee.remote()
+
+    async def calls_with_too_much(self) -> None:
+        await ro.namespace("Mistaken").get("other").fine.remote(1)
+
+    async def calls_what_calls_no_class(self) -> None:
+        await ro.namespace("Mistaken").get("other").calls_no_class.remote()
+
+    @ro.concurrent
+    async def calls_no_class_beside(self) -> None:
+        await ro.namespace("Walet").get("x").look.remote()
+
+    @ro.blocking
+    def calls_no_class_on_a_thread(self) -> None:
+        ro.namespace("Walet").get("x").look.remote().result()
+
+    async def catches_no_class(self) -> None:
+        try:
+            await ro.namespace("Walet").get("x").look.remote()
+        except ro.InvalidCall as error:
+            raise ro.InvalidCall("no such wallet", status=error.status) from error
+
+    def broadcasts_too_much(self) -> None:
+        self.sockets.broadcast("x" * 2_000_000)
+
+    def responds_too_much(self) -> None:
+        self.sockets.auto_response("ping", "x" * 2_000_000)
+
+    def plans_what_is_no_method(self) -> None:
+        self.schedule(print, after=1)
+
+    def plans_what_it_does_not_have(self) -> None:
+        self.schedule("finee", after=1)
+
+    async def asks_what_is_not_there(self) -> None:
+        await ro.namespace("Mistaken").get("other").has_nothing.remote()
+
+    def has_nothing(self) -> None:
+        raise ro.InvalidCall("nothing here", status=404)
 
     def refuses(self) -> None:
         raise ro.InvalidCall("not today")
@@ -139,7 +194,18 @@ def call(method: str) -> ro.RayObjectsError:
         ("plans_in_a_bad_zone", "there is no time zone 'Mars'"),
         ("plans_twice", "exactly one of at=, after= and every=, and at= and after= are given"),
         ("refuses_with_200", "the status of an InvalidCall is 400 to 599, not 200: no"),
-        ("passes_a_lock", "cannot be pickled"),
+        ("calls_no_class", "no class 'Walet' is deployed"),
+        ("calls_no_method", "Mistaken has no method 'finee'; it has: "),
+        ("reads_no_method", "Mistaken has no method 'finee'; it has: "),
+        ("calls_with_too_much", "Mistaken/other.fine: "),
+        ("calls_no_class_beside", "no class 'Walet' is deployed"),
+        ("calls_no_class_on_a_thread", "no class 'Walet' is deployed"),
+        ("broadcasts_too_much", "a WebSocket message has at most 1,048,576 bytes"),
+        ("responds_too_much", "an auto response has at most 2,048 bytes"),
+        ("plans_what_is_no_method", "Mistaken has no method 'print' to schedule"),
+        ("plans_what_it_does_not_have", "Mistaken has no method 'finee' to schedule"),
+        ("passes_a_lock", "argument 1 of Mistaken.take cannot be pickled (cannot pickle '_thr"),
+        ("plans_with_a_lock", "argument 1 of Mistaken.take cannot be pickled"),
         ("passes_a_reference", "pass the value, which `await ref` or ray.get(ref) brings"),
         ("passes_a_response", "a Response is a result to come: `await` it first"),
         ("passes_a_coroutine", "a coroutine has no value yet: `await` it first"),
@@ -212,12 +278,104 @@ def test_stubs_and_responses_say_so_themselves(of: str) -> None:
         response.result()
 
 
-@pytest.mark.parametrize("method", ["refuses", "asks_what_is_refused"])
-def test_what_is_refused(method: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_in_a_method_that_another_one_calls(caplog: pytest.LogCaptureFixture) -> None:
+    error = call("calls_what_calls_no_class")
+    assert isinstance(error, ro.MethodError)
+    assert error.message.startswith("Mistaken/other.calls_no_class raised InvalidCall: no class ")
+    assert [each.getMessage() for each in caplog.records] == [error.message]
+
+
+def test_in_a_stream(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with LocalHost([Mistaken]) as host:
+            says = r"^Mistaken/one\.streams_no_method raised InvalidCall: Mistaken has no method"
+            with pytest.raises(ro.MethodError, match=says) as raised:
+                async for _ in host.get(Mistaken, "one").streams_no_method.remote():
+                    pass
+            assert raised.value.message in caplog.text
+
+    asyncio.run(main())
+
+
+def test_of_the_caller_itself(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with LocalHost([Mistaken]) as host:
+            stub: Any = host.get(Mistaken, "one")
+            for wrong, status in ((stub.finee.remote(), 404), (stub.fine.remote(1), 422)):
+                with pytest.raises(ro.InvalidCall) as raised:
+                    await wrong
+                assert raised.value.status == status
+            with pytest.raises(ro.InvalidCall) as raised:
+                await host.post(stub, "finee")
+            assert raised.value.status == 404
+
+    asyncio.run(main())
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("way", ["call", "store", "refuse"])
+def test_in_on_start(way: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Beginning(ro.DurableObject):
+        kept: Any = ro.durable(None)
+
+        async def on_start(self) -> None:
+            if way == "call":
+                await ro.namespace("Walet").get("x").look.remote()
+            elif way == "store":
+                self.kept = threading.Lock()
+            else:
+                raise ro.InvalidCall("not today", status=409)
+
+        def look(self) -> None: ...
+
+    async def main() -> ro.RayObjectsError:
+        async with LocalHost([Beginning]) as host:
+            with pytest.raises(ro.RayObjectsError) as raised:
+                await host.get(Beginning, "b").look.remote()
+            return raised.value
+
+    error = asyncio.run(main())
+    if way == "refuse":
+        assert error.status == 409
+        assert not caplog.records
+        return
+    assert error.status == 500
+    assert error.message in caplog.text
+    if way == "call":
+        assert error.message.startswith("Beginning/b.on_start raised InvalidCall: no class 'Walet'")
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "message"),
+    [
+        ("refuses", 422, "not today"),
+        ("asks_what_is_refused", 422, "not today"),
+        ("asks_what_is_not_there", 404, "nothing here"),
+        ("catches_no_class", 404, "no such wallet"),
+    ],
+)
+def test_what_is_refused(
+    method: str, status: int, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
     error = call(method)
     assert isinstance(error, ro.InvalidCall)
-    assert (error.status, error.message) == (422, "not today")
+    assert (error.status, error.message) == (status, message)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("stub", [Stub("Room", "a"), LocalStub("Room", "a")])
+def test_arguments_that_cannot_be_pickled(stub: Any) -> None:
+    lock = threading.Lock()
+    for args, keywords, which in (
+        ((1, lock), {}, "argument 2"),
+        (({"in": [lock]},), {}, "argument 1"),
+        ((1,), {"it": lock, "other": 1}, "argument 'it'"),
+    ):
+        says = rf"^{which} of Room\.set_n cannot be pickled \(.*lock.*\): arguments are plain data"
+        with pytest.raises(ro.InvalidCall, match=says):
+            stub.set_n.remote(*args, **keywords)
+    with pytest.raises(ro.InvalidCall, match=r"^argument 1 of Room\.set_n: a Ray ObjectRef cannot"):
+        stub.set_n.remote(REFERENCE)
 
 
 def test_retries_without_a_number() -> None:

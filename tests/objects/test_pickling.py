@@ -140,7 +140,7 @@ HOST = """
 def run(code: str, folder: Path, *path: Path) -> str:
     script = folder / "script.py"
     script.write_text(textwrap.dedent(code))
-    paths = [str(p) for p in (*path, Path(__file__).parent)]
+    paths = [str(p) for p in (*path, Path(__file__).parent, Path(__file__).parents[2])]
     done = subprocess.run(
         [sys.executable, "-P", str(script)],
         cwd=folder,
@@ -212,3 +212,119 @@ def test_several_classes_keep_their_relation() -> None:
 
     loaded = load_classes(pickle_classes([Parent, Child]))
     assert issubclass(loaded["Child"], loaded["Parent"])
+
+
+VALUES = """
+    from dataclasses import dataclass
+    import rayobjects.objects.fields as fields
+    from rayobjects.objects.model import DurableObject
+
+    @dataclass
+    class Bid:
+        price: int
+
+    class Keeper(DurableObject):
+        kept: object = fields.durable(None)
+        def put(self, price):
+            self.kept = Bid(price)
+        def show(self):
+            return f"{type(self.kept).__name__} {self.kept.price}"
+        def hold(self, value):
+            pass
+"""
+
+DEPLOY_VALUES = """
+    import pathlib
+    import market
+    from rayobjects.objects.catalog import describe
+    from rayobjects.objects.pickling import pickle_classes
+    pathlib.Path("classes.pickle").write_bytes(pickle_classes([market.Keeper]))
+    print(describe(market.Keeper).digest)
+"""
+
+HOST_VALUES = """
+    import pathlib, pickle
+    from objects_double import Live, MemoryLedger
+    from rayobjects.objects.pickling import load_classes
+    classes = load_classes(pathlib.Path("classes.pickle").read_bytes())
+    ledger = MemoryLedger()
+    state = pathlib.Path("state.pickle")
+    if state.exists():
+        ledger.objects = pickle.loads(state.read_bytes())
+    live = Live(classes["Keeper"], ledger)
+    if not state.exists():
+        live.call(lambda r: r.put(7))
+    print(live.call(lambda r: r.show()))
+    live.call(lambda r: r.put(8))
+    stored = live.ledger.objects[live.id]["@kept"][1]
+    names = "market:Bid", "market:Offer", "prices:Offer"
+    print([name for name in names if name.encode() in stored])
+    state.write_bytes(pickle.dumps(ledger.objects))
+"""
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_renamed_or_moved_class_of_a_stored_value_is_found_by_its_old_name(
+    tmp_path: Path, moved: bool
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+
+    def deploy(app: str) -> str:
+        (source / "market.py").write_text(textwrap.dedent(app))
+        return run(DEPLOY_VALUES, tmp_path, source)
+
+    first = deploy(VALUES)
+    assert run(HOST_VALUES, tmp_path) == "Bid 7\n['market:Bid']"
+    renamed = VALUES.replace("Bid", "Offer")
+    if moved:
+        klass = "    @dataclass\n    class Offer:\n        price: int\n"
+        (source / "prices.py").write_text(
+            textwrap.dedent("    from dataclasses import dataclass\n" + klass)
+        )
+        renamed = renamed.replace(klass, "    from prices import Offer\n")
+    without = deploy(renamed)
+    with pytest.raises(AssertionError, match="the deployed code has no class market:Bid"):
+        run(HOST_VALUES, tmp_path)
+    also = deploy(renamed + "\n    Bid = Offer\n")
+    assert len({first, without, also}) == 3  # a new version each
+    own = "prices:Offer" if moved else "market:Offer"
+    assert run(HOST_VALUES, tmp_path) == f"Offer 8\n['{own}']"
+
+
+def test_a_class_that_is_not_referred_to_does_not_travel(tmp_path: Path) -> None:
+    """And the error says so."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "market.py").write_text(
+        textwrap.dedent(VALUES + "\n    class Spare:\n        pass\n")
+    )
+    deploy = (
+        DEPLOY_VALUES
+        + """
+    pathlib.Path("argument.pickle").write_bytes(
+        __import__("pickle").dumps(((market.Spare(),), {}))
+    )
+    """
+    )
+    run(deploy, tmp_path, source)
+    host = """
+    import asyncio, pathlib
+    from rayobjects.messages import PICKLE
+    from rayobjects.objects.pickling import load_classes
+    from rayobjects.testing import LocalHost
+    from rayobjects.testing.stubs import send
+    classes = load_classes(pathlib.Path("classes.pickle").read_bytes())
+    async def main():
+        async with LocalHost([classes["Keeper"]]) as host:
+            argument = pathlib.Path("argument.pickle").read_bytes()
+            try:
+                await send(host.get(classes["Keeper"], "k"), "hold", PICKLE, argument)
+            except Exception as error:
+                print(repr(error))
+    asyncio.run(main())
+    """
+    said = run(host, tmp_path)
+    assert "the arguments of Keeper/k.hold could not be unpickled" in said
+    assert "Can't get attribute 'Spare'" in said
+    assert "those of your own to which the deployed class refers" in said

@@ -7,6 +7,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from cluster_double import until
 
 import rayobjects as ro
 from rayobjects.errors import Unavailable
@@ -19,12 +20,26 @@ from rayobjects.testing import LocalHost, ManualClock
 SLEEP_S = FINISHED_WINDOW_S + 60.0
 
 
+GATES: dict[str, asyncio.Event] = {}
+"""Empty while the class is being pickled, together with what it uses."""
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> None:
+    GATES.clear()
+
+
+def gate() -> asyncio.Event:
+    """What slow calls wait for."""
+    return GATES.setdefault("end", asyncio.Event())
+
+
 class Account(ro.DurableObject):
     total: int = ro.durable(0)
 
     async def slow(self) -> int:
         self.total += 1
-        await asyncio.sleep(0.2)
+        await gate().wait()
         return self.total
 
     def add(self) -> int:
@@ -44,6 +59,7 @@ class Sleeper:
         self._running = asyncio.Event()
         self._running.set()
         self._answered = answered
+        self._holds = False
         self._ask = host.client._ask
         patch.setattr(host.client, "_ask", self._asked)
         patch.setattr(host, "_hear", lambda: None)  # which is true of those that run
@@ -51,15 +67,31 @@ class Sleeper:
     async def _asked(self, body: bytes) -> bytes:
         answer = await self._ask(body)
         if not self._running.is_set():
+            self._holds = True
             await self._running.wait()
             if not self._answered:
                 raise ConnectionError("the connection has been closed")
         return answer
 
-    async def sleep(self) -> None:
-        """Until the host has forgotten it."""
+    async def sleep(self, late: int = 0) -> None:
+        """Until the host has forgotten it.
+
+        Args:
+            late: so many calls are under way, and end meanwhile.
+        """
+        client, core = self._host.client, self._host.core
+        assert core is not None
+        if late:  # it has asked for their replies
+            await until(lambda: len(client._late) == late)
+            await until(lambda: core.channels[client.id]._poll is not None)
         self._running.clear()
-        await asyncio.sleep(0.5)  # the call ends meanwhile
+        if late and self._answered:  # of before they had ended, so that only the next one has them
+            core.channels[client.id].wake()
+            await until(lambda: self._holds)
+        gate().set()
+        await until(
+            lambda: not any(each.busy or each.pending for each in core.activations.values())
+        )
         for _ in range(int(SLEEP_S // 10)):
             await self._host.move(10)
         self._host.client.clock.move(SLEEP_S)  # type: ignore[attr-defined]
@@ -73,10 +105,7 @@ def test_guarantee_5_what_it_had_sent(monkeypatch: pytest.MonkeyPatch, answered:
             account = host.get(Account, "a")
             sleeper = Sleeper(host, monkeypatch, answered=answered)
             call = account.slow.remote()
-            await asyncio.sleep(0.03)  # it is late
-            if answered:  # of before the call had ended, so that only the next one brings it
-                asyncio.get_running_loop().call_later(0.05, _answer_empty, host)
-            await sleeper.sleep()
+            await sleeper.sleep(late=1)
             later = account.add.remote()
             with pytest.raises(Unavailable, match="may have taken effect"):
                 await asyncio.wait_for(call, 10)
@@ -101,8 +130,9 @@ def test_one_whose_host_knows_it_still(monkeypatch: pytest.MonkeyPatch) -> None:
         async with LocalHost([Account]) as host:
             account = host.get(Account, "a")
             call = account.slow.remote()
-            await asyncio.sleep(0.03)
+            await until(lambda: host.client._late)
             host.client.clock.move(SLEEP_S)  # type: ignore[attr-defined]
+            gate().set()
             assert await asyncio.wait_for(account.add.remote(), 10) == 2
             host.client._lost(host.client._session)
             assert await asyncio.wait_for(call, 10) == 1
@@ -125,8 +155,7 @@ def test_calls_of_objects_are_sent_again(monkeypatch: pytest.MonkeyPatch) -> Non
                 host.client.send(
                     call, lambda outcome, name=name: outcomes.update({name: outcome}), keep=True
                 )
-            await asyncio.sleep(0.03)
-            await sleeper.sleep()
+            await sleeper.sleep(late=2)
             await host.get(Account, "a").add.remote()
             while len(outcomes) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -156,9 +185,3 @@ def test_contact() -> None:
     assert contact.forgotten_until == 5
     contact.answered(contact.now())
     assert contact.forgotten_until == 0
-
-
-def _answer_empty(host: LocalHost) -> None:
-    """The host answers a standing request though it has nothing for it."""
-    assert host.core is not None
-    host.core.channels[host.client.id].wake()

@@ -283,7 +283,7 @@ class Activation:
     def _cut_concurrent(self) -> None:
         """The object leaves: its concurrent calls begin again elsewhere, or are cut off."""
         again = cut_all(self)
-        if not self.host.stopping:
+        if again and not self.host.stopping:
             self.queue = deque([*(self.queue or ()), *again])
             return
         for call, respond in again:  # others are sent again, to the host that comes

@@ -241,7 +241,7 @@ class HostCore:
             if refusal is not None:
                 respond(ERROR, to_wire(refusal, with_cause=False), 0)
                 return
-        if self.stopping and not (call.chain or call.held):
+        if self.stopping and not (call.chain or call.held or self.intents.has(*key, call.id)):
             respond(ERROR, to_wire(stopping(), with_cause=False), 0)
             return
         if call.seen:  # of a stream that an earlier process had

@@ -284,6 +284,10 @@ class Intents:
             details={"stopped": call_id},
         )
 
+    def has(self, class_name: str, name: str, call_id: str) -> bool:
+        """Whether the call has begun and not ended: it goes before whatever its object is asked."""
+        return self._host.ledger.promise(ObjectId(class_name, name), INTENT, call_id) is not None
+
     def begun(self, id: ObjectId, call_id: str) -> Begun | None:
         """What is on disk of a call that is about to run: it has run before, and was cut off."""
         ledger = self._host.ledger

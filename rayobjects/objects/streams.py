@@ -421,18 +421,19 @@ class Streams:
 def repeated(call: Call, finished: Finished) -> tuple[int, bytes, int]:
     """The answer to a call that is finished: (status, body, sequence). The items of a stream are
     not kept, so one that has not seen them all gets an error."""
-    count = messages.decode_count(finished.reply) if finished.status == END else 0
-    if finished.status == END and call.takes != ITEMS and not count:
-        body = b"[]" if call.encoding == JSON else values.dump([])
-        return OK, body, finished.sequence
-    if count != call.seen and finished.status == END:
-        error = InvalidCall(
-            f"{_target(call)} has run to its end and has taken effect, but only {call.seen:,} of "
-            f"its {count:,} items have arrived here, and they are not kept: use a new id to run it "
-            "again",
-            status=410,
-        )
-        return ERROR, to_wire(error, with_cause=False), 0
+    if finished.status == END:
+        count = messages.decode_count(finished.reply)
+        if call.takes != ITEMS and not count:
+            body = b"[]" if call.encoding == JSON else values.dump([])
+            return OK, body, finished.sequence
+        if count != call.seen:
+            error = InvalidCall(
+                f"{_target(call)} has run to its end and has taken effect, but only {call.seen:,} "
+                f"of its {count:,} items have arrived here, and they are not kept: use a new id to "
+                "run it again",
+                status=410,
+            )
+            return ERROR, to_wire(error, with_cause=False), 0
     return finished.status, finished.reply, finished.sequence
 
 

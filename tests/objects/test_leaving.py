@@ -12,6 +12,7 @@ import pytest
 
 import rayobjects as ro
 from rayobjects.limits import WAITING_CALLS_MAX
+from rayobjects.objects.host_core import HostCore
 from rayobjects.storage.records import Record
 from rayobjects.testing import LocalHost
 
@@ -412,3 +413,36 @@ def test_a_circle_through_a_hook_is_found(hook: str) -> None:
             assert await host.get(Settings, "s").read.remote() in (0, 1)
 
     run(main)
+
+
+def test_guarantee_5_a_rerun_is_not_refused_by_a_host_that_stops() -> None:
+    begin = HostCore.begin
+
+    def begin_and_stop(core: HostCore) -> None:
+        core.stopping = True
+        begin(core)
+
+    async def main() -> None:
+        async with LocalHost([Payer, Counter]) as host:
+            paying = begun(host.get(Payer, "p").pay.remote())
+            await EVENTS["paid"].wait()
+            with mock.patch.object(HostCore, "begin", begin_and_stop):
+                await host.crash()
+            await EVENTS["again"].wait()
+            with pytest.raises(ro.Unavailable, match="is being stopped"):
+                await host.get(Counter, "d").add.remote()
+            EVENTS["go"].set()
+            await paying
+            assert (await host.list(Payer), await host.list(Counter)) == (["p"], ["c"])
+
+    run(main)
+
+
+class Payer(ro.DurableObject):
+    paid: int = ro.durable(0)
+
+    async def pay(self) -> None:
+        await ro.namespace("Counter").get("c").add.remote()
+        EVENTS["again" if EVENTS["paid"].is_set() else "paid"].set()
+        await EVENTS["go"].wait()
+        self.paid += 1

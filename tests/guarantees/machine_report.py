@@ -1,11 +1,34 @@
-"""What a shard's files hold, in words: for the report of a random run that fails."""
+"""How the random machines are run, and what a shard's files hold, in words: for the report of a run
+that fails."""
 
 from __future__ import annotations
 
 import os
 
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
+
 from rayobjects.storage.journal import first_of, read_segment
 from rayobjects.storage.records import Record
+
+# Read here: no RAYOBJECTS_ variable is left when tests run (see tests/conftest.py).
+EXAMPLES = int(os.environ.get("RAYOBJECTS_EXAMPLES", "0"))
+
+
+def run_machine(machine: type[RuleBasedStateMachine]) -> None:
+    """Runs EXAMPLES long examples at random, or else always the same few."""
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=EXAMPLES or 30,
+            stateful_step_count=50 if EXAMPLES else 30,
+            deadline=None,
+            derandomize=not EXAMPLES,
+            database=None,
+            phases=[Phase.generate, Phase.shrink],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
 
 
 def files_report(directory: str) -> list[str]:

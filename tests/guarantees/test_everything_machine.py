@@ -17,21 +17,19 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import tempfile
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from guarantee_objects import GATES
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     rule,
-    run_state_machine_as_test,
 )
+from machine_report import run_machine
 from promise_objects import kept
 
 import rayobjects as ro
@@ -41,9 +39,6 @@ from rayobjects.testing.stubs import LocalResponse
 
 T = TypeVar("T")
 
-# Read here: no RAYOBJECTS_ variable is left when tests run (see tests/conftest.py).
-EXAMPLES = int(os.environ.get("RAYOBJECTS_EXAMPLES", "0"))
-STEPS = 50 if EXAMPLES else 30
 
 NAMES = ("a", "b", "c")
 GATE_NAMES = ("g", "h")
@@ -571,15 +566,4 @@ async def ended(response: LocalResponse) -> None:
 
 
 def test_everything_comes_to_its_end() -> None:
-    run_state_machine_as_test(
-        Everything,
-        settings=settings(
-            max_examples=EXAMPLES or 30,
-            stateful_step_count=STEPS,
-            deadline=None,
-            derandomize=not EXAMPLES,
-            database=None,
-            phases=[Phase.generate, Phase.shrink],
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_machine(Everything)

@@ -19,22 +19,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import tempfile
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
-from machine_report import files_report
+from machine_report import EXAMPLES, files_report, run_machine
 
 import rayobjects as ro
 from rayobjects.errors import MethodError, StorageFailed
@@ -44,10 +41,7 @@ from rayobjects.testing import FaultyFiles, LocalHost, LocalSocket, LocalStub
 
 T = TypeVar("T")
 
-# Read here: no RAYOBJECTS_ variable is left when tests run (see tests/conftest.py).
-EXAMPLES = int(os.environ.get("RAYOBJECTS_EXAMPLES", "0"))
 
-STEPS = 50 if EXAMPLES else 30
 FOLDS_MAX = 3 if EXAMPLES else 1
 """A fold's first use of DuckDB takes longer than all the rest of an example."""
 
@@ -526,15 +520,4 @@ def settled(model: dict[str, bool | None], found: list[str]) -> list[str]:
 
 
 def test_guarantees_through_disasters() -> None:
-    run_state_machine_as_test(
-        Disasters,
-        settings=settings(
-            max_examples=EXAMPLES or 30,
-            stateful_step_count=STEPS,
-            deadline=None,
-            derandomize=not EXAMPLES,
-            database=None,
-            phases=[Phase.generate, Phase.shrink],
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_machine(Disasters)
